@@ -172,13 +172,13 @@ class Table:
         if len(bad):
             row = int(bad[0])
             raise NumericError(
-                f"{len(bad)} of {len(self)} photos have no usable votes; the first is {self.ids[row]!r}: expected numbers "
-                f">= 0 with a positive sum, got {self.votes[row].tolist()}"
+                f"{len(bad)} of {len(self)} photos have no usable votes; the first is {self.ids[row]!r}: "
+                f"expected numbers >= 0 with a positive sum, got {self.votes[row].tolist()}"
             )
 
 
 def save_table(table: Table, folder: Path, *, inputs: Mapping[str, str], overwrite: bool = False) -> Manifest:
-    """Write `DATA/`: ids, votes, values, columns and the manifest. `inputs` maps each source file's role to its sha256."""
+    """Write `DATA/`: ids, votes, values, columns, manifest. `inputs` maps each source file's role to its sha256."""
     table.check()
     root = None if table.image_root is None else str(table.image_root.resolve())
     with new_folder(folder, overwrite=overwrite) as building:

@@ -158,8 +158,8 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
     newest = FORMATS.get(manifest.kind)
     if newest is None or manifest.format > newest:
         raise ArtifactError(
-            f"{folder}: {manifest.kind} format {manifest.format} was written by milnet {manifest.milnet}; this is milnet "
-            f"{__version__}, which reads up to {newest}: upgrade milnet, or make the folder again"
+            f"{folder}: {manifest.kind} format {manifest.format} was written by milnet {manifest.milnet}; this is "
+            f"milnet {__version__}, which reads up to {newest}: upgrade milnet, or make the folder again"
         )
     if digest != manifest.digest:
         raise ArtifactError(f"{path} was changed by hand: its digest does not fit its content; make the folder again")

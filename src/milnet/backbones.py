@@ -1,0 +1,249 @@
+"""Frozen networks that turn pixels into numbers, with named ranges of them.
+
+`last`: the network's own pooled last layer: semantic, for retrieval. `taps`: the pooled output of every block, as MLSP
+does (Hosu et al., CVPR 2019), with `last` at its end: what an image network knows at each depth, for the score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from milnet.errors import MissingExtraError, UsageError, WeightsError
+
+PREFIX = "timm/"
+
+
+class Backbone(nn.Module):
+    """A frozen network: uint8 RGB [B, 3, H, W] in [0, 255] -> float32 features [B, D].
+
+    `name` as the user writes it; `weights` where they came from; `digest` the sha256 of their values; `ranges` named
+    column ranges of D; `native_size` the side in pixels its weights were trained at; `fixed_size`: takes no other.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, network: nn.Module, weights: str, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.name, self.weights = name, weights
+        self.network = network.eval().requires_grad_(False)
+        self.digest = digest_state(network.state_dict())
+        self.native_size = int(config["input_size"][-1])
+        self.crop_fraction = float(config["crop_pct"])
+        self.fixed_size = bool(config.get("fixed_input_size", False))
+        self.normalisation = {"mean": [float(x) for x in config["mean"]], "std": [float(x) for x in config["std"]]}
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1) * 255)
+        self.blocks = block_names(network)
+        side = self.native_size if self.fixed_size else 64
+        self.ranges = self._ranges(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+
+    @property
+    def width(self) -> int:
+        """D, the number of features."""
+        return max(end for _, end in self.ranges.values())
+
+    def _parts(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Pooled output of every block, and the pooled last layer."""
+        found: dict[str, Tensor] = {}
+        hooks = []
+
+        def keep(name: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                found[name] = pool_map(output, self.network)
+
+            return hook
+
+        try:
+            hooks = [self.network.get_submodule(name).register_forward_hook(keep(name)) for name in self.blocks]
+            features = self.network.forward_features((x.float() - self.mean) / self.std)  # type: ignore[operator]
+            last = self.network.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        except (AssertionError, RuntimeError) as error:
+            if "size" not in str(error).lower() and "shape" not in str(error).lower():
+                raise
+            raise UsageError(
+                f"{self.name} does not take an input of {x.shape[3]}x{x.shape[2]} pixels ({error}): "
+                f"try --fit crop --size {self.native_size}"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [found[name] for name in self.blocks], last.flatten(1)
+
+    def _ranges(self, example: Tensor) -> dict[str, tuple[int, int]]:
+        taps, last = self._parts(example)
+        # A network that ends in its last block (ResNet) has `last` among its taps already.
+        self._last_is_tap = bool(taps) and taps[-1].shape == last.shape and torch.equal(taps[-1], last)
+        width = sum(tap.shape[1] for tap in taps) + (0 if self._last_is_tap else last.shape[1])
+        return {"taps": (0, width), "last": (width - last.shape[1], width)}
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> float32 [B, D]; a photo's row does not depend on the others."""
+        taps, last = self._parts(x)
+        return torch.cat(taps if self._last_is_tap else [*taps, last], dim=1).float()
+
+
+def pool_map(output: Any, network: nn.Module) -> Tensor:
+    """Mean of a feature map over its positions, [B, C]; maps are NCHW, NHWC or tokens [B, T, C]."""
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+        raise UsageError(f"cannot pool a block output of type {type(output).__name__}: the blocks give no maps")
+    if output.ndim == 3:
+        return output[:, getattr(network, "num_prefix_tokens", 0) :].mean(1)
+    return output.mean((1, 2)) if getattr(network, "output_fmt", "NCHW") == "NHWC" else output.mean((2, 3))
+
+
+def block_names(network: nn.Module) -> list[str]:
+    """Names of the residual (or similar) blocks in order: what stands in the network's lists of modules.
+
+    Networks without such lists give the ends of their stages, as timm's own `feature_info` names them.
+    """
+
+    def listed(module: nn.Module, prefix: str, inside: bool) -> list[str]:
+        names: list[str] = []
+        for name, child in module.named_children():
+            blocks = getattr(child, "blocks", None)
+            if isinstance(child, nn.Sequential | nn.ModuleList):
+                names += listed(child, f"{prefix}{name}.", True)
+            elif isinstance(blocks, nn.Sequential | nn.ModuleList):
+                names += listed(blocks, f"{prefix}{name}.blocks.", True)
+            elif inside and next(child.children(), None) is not None:
+                names.append(prefix + name)
+        return names
+
+    stages: Any = getattr(network, "feature_info", None) or []
+    return listed(network, "", False) or [stage["module"] for stage in stages]
+
+
+def digest_state(state: Mapping[str, Tensor]) -> str:
+    """sha256 over the names and values of a state dict, in the order of the names: the identity of weights."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_backbone(name: str, weights: str = "cached", *, offline: bool = False, digest: str | None = None) -> Backbone:
+    """Build a frozen backbone.
+
+    `name`: "timm/MODEL[.TAG]". `weights`: a safetensors FILE; "cached" (the hub's local cache, no download); "hub"
+    (downloads when the cache lacks it); "random:SEED" (untrained, for tests and as a lower bound). `digest`: refuse
+    weights with other values. Raises UsageError for an unknown name, WeightsError for weights that are missing,
+    unreachable, not strict safetensors of this network, or of another digest.
+    """
+    if not name.startswith(PREFIX):
+        raise UsageError(f"unknown backbone {name!r}: expected {PREFIX}MODEL, for example {PREFIX}mobilenetv2_100")
+    timm = _import_timm()
+    model = name.removeprefix(PREFIX)
+    if not timm.is_model(model.split(".")[0]):
+        near = timm.list_models(f"*{model.split('.')[0][:6]}*")[:5]
+        raise UsageError(f"timm has no model {model!r}; similar: {', '.join(near) or 'none'}")
+    seed = 0
+    if weights.startswith("random:"):
+        try:
+            seed = int(weights.removeprefix("random:"))
+        except ValueError:
+            raise UsageError(f"--weights {weights}: expected random:SEED with a whole number") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network: nn.Module = timm.create_model(model, pretrained=False, num_classes=0)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"timm cannot build {model!r}: {error}") from error
+    published: Any = network.pretrained_cfg
+    config = timm.data.resolve_model_data_config(network)
+    config["fixed_input_size"] = published.get("fixed_input_size", False)
+    if not weights.startswith("random:"):
+        path, source = _weights_file(weights, model, network, offline)
+        _load_strict(network, path, name)
+        weights = source
+    backbone = Backbone(name, network, weights, config)
+    if digest is not None and backbone.digest != digest:
+        raise WeightsError(
+            f"the weights of {name} from {weights} are not those the features were made with: expected sha256 "
+            f"{digest[:12]}..., got {backbone.digest[:12]}...; pass the right file with --weights"
+        )
+    return backbone
+
+
+def _import_timm() -> Any:
+    try:
+        from milnet._torchvision import make_torchvision_importable
+
+        make_torchvision_importable()
+        import timm
+        import timm.data
+    except ImportError as error:
+        raise MissingExtraError(error.name or "timm", "timm", "a timm/... backbone") from error
+    return timm
+
+
+def _weights_file(weights: str, model: str, network: Any, offline: bool) -> tuple[Path, str]:
+    """The safetensors file for `weights`, and how to name it in a manifest."""
+    if weights not in ("cached", "hub"):
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"--weights {weights}: expected a safetensors file, 'cached', 'hub' or 'random:SEED'")
+        return path, str(path.resolve())
+    import huggingface_hub
+
+    repository = network.pretrained_cfg.get("hf_hub_id")
+    if not repository:
+        raise WeightsError(f"{model} has no published weights on the hub: pass --weights FILE")
+    advice = (
+        f"fetch model.safetensors of {repository} where the hub can be reached and pass --weights FILE, "
+        f"or use --weights random:0 for an untrained network"
+    )
+    cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+    if isinstance(cached, str):
+        return Path(cached), f"hub:{repository}"
+    if weights == "cached" or offline:
+        how = "--offline forbids downloading" if weights == "hub" else "nothing is downloaded unless --weights hub asks"
+        raise WeightsError(f"the weights of {repository} are not in the local hub cache and {how}: {advice}")
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors")), f"hub:{repository}"
+    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = _short(error)
+        raise WeightsError(f"cannot get the weights of {repository} from the hub ({reason}): {advice}") from error
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+def _load_strict(network: nn.Module, path: Path, name: str) -> None:
+    """Load a safetensors file; every tensor must fit, except a classifier that is not used here."""
+    import safetensors
+    import safetensors.torch
+
+    try:
+        state = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} is no safetensors file ({error}); other formats can run code and are refused"
+        ) from error
+    wanted = network.state_dict()
+    classifiers = network.pretrained_cfg.get("classifier", "")  # type: ignore[union-attr,operator]
+    heads = tuple(f"{head}." for head in ([classifiers] if isinstance(classifiers, str) else classifiers) if head)
+    state = {name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(heads)}
+    missing, surplus = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
+    # Older files lack the batch counters, which evaluation does not read.
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    if missing or surplus or shapes:
+        raise WeightsError(
+            f"{path} does not hold the weights of {name}: "
+            f"{len(missing)} tensors missing ({', '.join(missing[:3])}), "
+            f"{len(surplus)} unknown ({', '.join(surplus[:3])}), "
+            f"{len(shapes)} of another shape ({', '.join(shapes[:3])})"
+        )
+    network.load_state_dict(state, strict=False)

@@ -1,0 +1,70 @@
+"""What the networks share: the pool they may consult, and the standardiser in front.
+
+Shapes: B photos, K references, N = K + 1 nodes, P pool photos, D features, C width, S score values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Pool(NamedTuple):
+    """Rated photos a network may consult, as tensors."""
+
+    nodes: Tensor  # [P, D] node features, any float type
+    distributions: Tensor  # [P, S] votes / their sum
+
+
+class Network(Protocol):
+    """The contract every network fulfils. `uses` says what it wants of the pool."""
+
+    uses: str  # "nothing" (index may be None) or "references" (the rows in `index`)
+
+    def __call__(
+        self,
+        photo: Tensor,
+        pool: Pool | None = None,
+        index: Tensor | None = None,
+        similarity: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Log-probability of each score value, [B, S]."""
+        ...
+
+
+class Standardise(nn.Module):
+    """(x - mean) / scale, with the two fitted on training photos and stored as buffers.
+
+    A feature that is constant in training gets scale 1, so it stays 0 there and harmless elsewhere. Values are limited
+    to +-`limit` deviations: one odd photo cannot throw the network far outside what it was trained on.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int, limit: float = 8.0) -> None:
+        super().__init__()
+        self.limit = limit
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    def set(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take over the mean [D] and standard deviation [D] of the training photos."""
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, torch.ones_like(deviation)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] of any float type -> [..., D] float32."""
+        return ((x.to(self.mean.dtype) - self.mean) / self.scale).clamp(-self.limit, self.limit)
+
+
+def gather_nodes(photo: Tensor, pool: Pool | None, index: Tensor | None) -> Tensor:
+    """The photo (node 0) and its references, [B, 1 + K, D]; without an index the photo alone, [B, 1, D]."""
+    nodes = photo[:, None]
+    if pool is None or index is None:
+        return nodes
+    references: Any = pool.nodes[index]
+    return torch.cat([nodes, references.to(photo.dtype)], dim=1)

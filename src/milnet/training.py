@@ -1,0 +1,379 @@
+"""The training loop: batches, epochs, and a run that can be killed at any moment and ends with the same bits.
+
+The order of an epoch is a pure function of (seed, phase, epoch); dropout draws from a generator set at the start of
+each epoch; the state on disk holds everything else. So it does not matter when a run was last saved.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from milnet.annotations import IntArray
+from milnet.artifacts import atomic_path, canonical_json, write_text
+from milnet.errors import ArtifactError, NumericError, UsageError
+from milnet.features import take_rows
+from milnet.losses import Loss
+from milnet.model.common import Pool
+from milnet.pool import RatedPool
+from milnet.references import References
+
+Precision = Literal["no", "bf16", "fp16"]
+_IN_MEMORY = 1 << 30  # bytes of node features that are kept as one tensor; above it rows are read batch by batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Input of a network, and the true distributions when there are any."""
+
+    photo: Tensor  # [B, D]
+    pool: Pool | None  # only the pool rows this batch needs
+    index: Tensor | None  # [B, K] into `pool`
+    similarity: Tensor | None  # [B, K]
+    keep: Tensor | None  # [B, K] False where a reference is missing
+    target: Tensor | None  # [B, S]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        pool = None if self.pool is None else Pool(self.pool.nodes.to(device), self.pool.distributions.to(device))
+        return Batch(
+            self.photo.to(device), pool, move(self.index), move(self.similarity), move(self.keep), move(self.target)
+        )
+
+
+class Samples:
+    """n photos with their references, served as batches of tensors.
+
+    `nodes` [M, D] with the photos at `rows` [n]; `references` into `pool` or None; `targets` [n, S] or None. Each
+    batch reads the rows it needs once, in ascending order.
+    """
+
+    def __init__(
+        self,
+        nodes: NDArray[Any],
+        rows: IntArray,
+        pool: RatedPool | None = None,
+        references: References | None = None,
+        targets: NDArray[Any] | None = None,
+    ) -> None:
+        self.rows, self.pool, self.references, self.targets = rows, pool, references, targets
+        if references is not None and not references.found[:, 0].all():
+            raise UsageError("a photo has no reference at all: the pool is too small, or its group is all of it")
+        self._photos = _Rows(nodes, rows)
+        self._pool_nodes = None if pool is None or references is None else _Rows(pool.nodes, pool.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, picks: IntArray) -> Batch:
+        """The batch of samples `picks` [B]."""
+        photo = self._photos.take(picks)
+        target = None if self.targets is None else torch.from_numpy(self.targets[picks].astype(np.float32))
+        if self.pool is None or self.references is None or self._pool_nodes is None:
+            return Batch(photo, None, None, None, None, target)
+        found = self.references.index[picks]
+        keep = found >= 0
+        # A place that could not be filled repeats the best reference, for networks that want exactly K.
+        needed, index = np.unique(np.where(keep, found, found[:, :1]), return_inverse=True)
+        pool = Pool(self._pool_nodes.take(needed), torch.from_numpy(self.pool.distributions[needed].astype(np.float32)))
+        return Batch(
+            photo,
+            pool,
+            torch.from_numpy(index.reshape(found.shape)),
+            torch.from_numpy(self.references.similarity[picks]),
+            torch.from_numpy(keep),
+            target,
+        )
+
+
+class _Rows:
+    """Rows of a feature array: one float32 tensor when that is small, else read from the memory map when asked."""
+
+    def __init__(self, array: NDArray[Any], rows: IntArray) -> None:
+        self.array, self.rows = array, rows
+        small = len(rows) * array.shape[1] * 4 <= _IN_MEMORY
+        self.tensor = torch.from_numpy(take_rows(array, rows)) if small else None
+
+    def take(self, picks: IntArray) -> Tensor:
+        if self.tensor is not None:
+            return self.tensor[torch.from_numpy(picks)]
+        return torch.from_numpy(take_rows(self.array, self.rows[picks]))
+
+
+def epoch_batches(n: int, size: int, seed: int, phase: str, epoch: int) -> list[IntArray]:
+    """The shuffled order of an epoch, cut into nearly equal batches of about `size` (none of a single photo)."""
+    order = np.random.default_rng([seed, zlib.crc32(phase.encode()), epoch]).permutation(n)
+    return [part.astype(np.int64) for part in np.array_split(order, max(1, -(-n // size)))]
+
+
+class Run:
+    """`RUN/`: the state of a training under way. With `folder` None nothing is written and nothing resumes.
+
+    `results.json` holds the finished phases, `state.pt` (tensors and numbers, loaded weights-only) the one under way,
+    `log.jsonl` a line an epoch. A folder of another identity is refused.
+    """
+
+    def __init__(self, folder: Path | None, identity: Mapping[str, Any], *, save_seconds: float = 30.0) -> None:
+        self.folder, self.save_seconds = folder, save_seconds
+        self.results: dict[str, Any] = {}
+        if folder is None:
+            return
+        path = folder / "identity.json"
+        text = canonical_json(identity)
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ArtifactError(
+                f"{folder} holds an unfinished training of other data, options, seed, threads or versions: run it "
+                f"with the same ones, or remove that folder"
+            )
+        if not path.exists():
+            write_text(path, text)
+        done = folder / "results.json"
+        self.results = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
+
+    def finish_phase(self, name: str, result: Any, network: nn.Module | None = None) -> None:
+        """Keep the result of a phase (JSON) and its network; the state under way is no longer needed."""
+        self.results[name] = result
+        if self.folder is not None:
+            if network is not None:
+                with atomic_path(self.folder / f"{name}.safetensors") as temporary:
+                    save_file(contiguous_state(network), temporary)
+            write_text(self.folder / "results.json", json.dumps(self.results))
+            (self.folder / "state.pt").unlink(missing_ok=True)
+
+    def load_network(self, name: str, network: nn.Module) -> None:
+        """The network that `finish_phase` kept."""
+        assert self.folder is not None
+        network.load_state_dict(load_file(self.folder / f"{name}.safetensors"))
+
+    def load(self, phase: str) -> dict[str, Any] | None:
+        """The state of `phase`, if that is the one under way."""
+        if self.folder is None or not (self.folder / "state.pt").exists():
+            return None
+        state: dict[str, Any] = torch.load(self.folder / "state.pt", weights_only=True, map_location="cpu")
+        return state if state["phase"] == phase else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state under a temporary name, then rename it."""
+        if self.folder is not None:
+            with atomic_path(self.folder / "state.pt") as temporary:
+                torch.save(state, temporary)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one line to `log.jsonl`. After a resume an epoch may stand there twice; the last one counts."""
+        if self.folder is not None:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+
+    def remove(self) -> None:
+        """Remove the folder: the work is finished and stored elsewhere."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def contiguous_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state of a network as safetensors wants it: on the CPU, contiguous."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one network is trained."""
+
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    decay: float  # the rate is multiplied by this after every `decay_epochs` epochs
+    decay_epochs: int
+    seed: int
+    device: str = "cpu"
+    precision: Precision = "no"
+
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+def train_epochs(
+    network: nn.Module,
+    loss: Loss,
+    samples: Samples,
+    epochs: int,
+    plan: Plan,
+    *,
+    phase: str,
+    run: Run,
+    validate: Validate | None = None,
+    patience: int | None = None,
+    keep_best: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train for `epochs` epochs and return a line a finished epoch (loss, rate, what `validate` measured).
+
+    `validate` gives at least "emd2", the number that is compared. With `patience` it stops once that has not improved
+    for so many epochs; with `keep_best` the network ends as it was after its best epoch. Raises NumericError when the
+    loss is not finite.
+    """
+    accelerator = _accelerator(plan)
+    optimizer = torch.optim.Adam(_parameter_groups(network, plan.weight_decay), lr=plan.learning_rate)
+    loss.to(accelerator.device)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    state = run.load(phase)
+    history: list[dict[str, float]] = []
+    best: dict[str, Tensor] = {}
+    first_epoch, first_step, running = 0, 0, 0.0
+    with torch.random.fork_rng(devices=[]):
+        if state is not None:
+            accelerator.unwrap_model(network).load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            loss.load_state_dict(state["loss"])
+            history, best = [dict(line) for line in state["history"]], state["best"]
+            first_epoch, first_step, running = state["epoch"], state["step"], state["running"]
+        saved = time.monotonic()
+        for epoch in range(first_epoch, epochs):
+            if stalled(history, patience):
+                break
+            rate = plan.learning_rate * plan.decay ** (epoch // plan.decay_epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(zlib.crc32(f"{plan.seed}/{phase}/{epoch}".encode()))
+            if first_step and state is not None:
+                torch.set_rng_state(state["rng"])
+            network.train()
+            loss.train()
+            batches = epoch_batches(len(samples), plan.batch, plan.seed, phase, epoch)
+            for step in range(first_step, len(batches)):
+                running += _step(network, loss, optimizer, accelerator, samples.batch(batches[step])) * len(
+                    batches[step]
+                )
+                if time.monotonic() - saved >= run.save_seconds and step + 1 < len(batches):
+                    run.save(
+                        _state(phase, epoch, step + 1, running, network, optimizer, loss, history, best, accelerator)
+                    )
+                    saved = time.monotonic()
+            first_step = 0
+            loss.end_epoch()
+            network.eval()
+            line = {"epoch": float(epoch + 1), "loss": running / len(samples), "rate": rate}
+            running = 0.0
+            if validate is not None:
+                line.update(validate(network))
+            if keep_best and line["emd2"] < min((old["emd2"] for old in history), default=float("inf")):
+                best = {k: v.detach().cpu().clone() for k, v in accelerator.unwrap_model(network).state_dict().items()}
+            history.append(line)
+            run.log({"phase": phase, **line})
+            if progress is not None:
+                progress(epoch + 1, epochs, phase)
+            if time.monotonic() - saved >= run.save_seconds:
+                run.save(_state(phase, epoch + 1, 0, 0.0, network, optimizer, loss, history, best, accelerator))
+                saved = time.monotonic()
+    if best:
+        accelerator.unwrap_model(network).load_state_dict(best)
+    network.eval()
+    return history
+
+
+def stalled(history: list[dict[str, float]], patience: int | None) -> bool:
+    """Whether the best epoch is `patience` or more epochs old."""
+    return patience is not None and len(history) > patience and len(history) - best_epoch(history) >= patience
+
+
+def best_epoch(history: list[dict[str, float]]) -> int:
+    """The number of epochs with the lowest validation EMD2, smoothed over an epoch and its neighbours; 1-based."""
+    values = np.array([line["emd2"] for line in history])
+    padded = np.pad(values, 1, mode="edge")
+    return int(np.argmin((padded[:-2] + padded[1:-1] + padded[2:]) / 3)) + 1
+
+
+def _step(network: nn.Module, loss: Loss, optimizer: Any, accelerator: Any, batch: Batch) -> float:
+    batch = batch.to(accelerator.device)
+    assert batch.target is not None
+    with accelerator.autocast():
+        log_p = network(batch.photo, batch.pool, batch.index, batch.similarity, batch.keep)
+    value = loss(log_p.float().exp(), batch.target)
+    if not torch.isfinite(value):
+        raise NumericError(f"the loss is {float(value)}: training diverged; lower the learning rate")
+    optimizer.zero_grad()
+    accelerator.backward(value)
+    optimizer.step()
+    return float(value.detach())
+
+
+def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay acts on matrices; biases and norms are left free."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _accelerator(plan: Plan) -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=plan.device == "cpu", mixed_precision=plan.precision)
+
+
+def _state(
+    phase: str,
+    epoch: int,
+    step: int,
+    running: float,
+    network: nn.Module,
+    optimizer: Any,
+    loss: Loss,
+    history: list[dict[str, float]],
+    best: dict[str, Tensor],
+    accelerator: Any,
+) -> dict[str, Any]:
+    return {
+        "phase": phase,
+        "epoch": epoch,
+        "step": step,
+        "running": running,
+        "network": accelerator.unwrap_model(network).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "loss": loss.state_dict(),
+        "history": history,
+        "best": best,
+        "rng": torch.get_rng_state(),
+    }
+
+
+def predict(network: nn.Module, samples: Samples, *, batch: int = 256, device: str = "cpu") -> NDArray[np.float64]:
+    """Distributions [n, S] of all samples, in evaluation mode, rows sum to 1."""
+    network.eval()
+    where = torch.device(device)
+    parts: list[NDArray[np.float64]] = []
+    with torch.inference_mode():
+        for start in range(0, len(samples), batch):
+            item = samples.batch(np.arange(start, min(start + batch, len(samples)), dtype=np.int64)).to(where)
+            log_p = network(item.photo, item.pool, item.index, item.similarity, item.keep)
+            p = log_p.double().exp().cpu().numpy()
+            parts.append(p / p.sum(1, keepdims=True))
+    return np.concatenate(parts)
+
+
+def moments(nodes: NDArray[Any], rows: IntArray, block: int = 4096) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [D] of the rows, in float64, block by block."""
+    ordered = np.sort(rows)
+    total = np.zeros(nodes.shape[1])
+    for start in range(0, len(ordered), block):
+        total += nodes[ordered[start : start + block]].astype(np.float64).sum(0)
+    mean = total / len(ordered)
+    square = np.zeros_like(mean)
+    for start in range(0, len(ordered), block):
+        square += ((nodes[ordered[start : start + block]].astype(np.float64) - mean) ** 2).sum(0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(square / len(ordered))).float()
