@@ -87,7 +87,13 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 
 def read_lines(path: Path) -> tuple[str, ...]:
     """Read a file written by `write_lines`."""
-    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: the folder is incomplete; make it again") from None
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8 text ({error}): make the folder again") from error
+    return tuple(text.split("\n")[:-1])
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -150,18 +156,19 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
         names = set(Manifest.__dataclass_fields__)
         manifest = Manifest(**{name: value for name, value in data.items() if name in names})
-        digest = data["digest"]
-    except (ValueError, TypeError, KeyError) as error:
+        recorded, digest = data["digest"], manifest.digest
+        newest = FORMATS.get(manifest.kind)
+        readable = newest is not None and manifest.format <= newest
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a milnet manifest ({error!r}): make the folder again") from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"expected {expected}, but {folder} is a {manifest.kind!r} folder")
-    newest = FORMATS.get(manifest.kind)
-    if newest is None or manifest.format > newest:
+    if not readable:
         raise ArtifactError(
             f"{folder}: {manifest.kind} format {manifest.format} was written by milnet {manifest.milnet}; this is "
             f"milnet {__version__}, which reads up to {newest}: upgrade milnet, or make the folder again"
         )
-    if digest != manifest.digest:
+    if recorded != digest:
         raise ArtifactError(f"{path} was changed by hand: its digest does not fit its content; make the folder again")
     return manifest
 
@@ -182,10 +189,17 @@ def verify_files(folder: Path, manifest: Manifest, names: Sequence[str] | None =
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Build a folder under a temporary name beside `target`, then rename it into place.
 
-    An existing `target` is refused unless `overwrite`; then it is replaced only after the new one is complete.
+    An existing `target` is refused unless `overwrite`; then it is replaced only after the new one is complete, and
+    only when it is a milnet folder or empty: what a user keeps there is never removed.
     """
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise ArtifactError(f"{target} exists already: choose another name, or pass --overwrite to replace it")
+    ours = (target / MANIFEST).is_file() or (target.is_dir() and not any(target.iterdir()))
+    if target.exists() and not ours:
+        raise ArtifactError(
+            f"{target} was not made by milnet (it has no {MANIFEST}), so --overwrite does not replace it: "
+            f"choose another name"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:

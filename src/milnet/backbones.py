@@ -6,6 +6,7 @@ does (Hosu et al., CVPR 2019), with `last` at its end: what an image network kno
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +42,8 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1) * 255)
         self.blocks = block_names(network)
-        side = self.native_size if self.fixed_size else 64
-        self.ranges = self._ranges(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+        side = self.native_size  # some networks take no much smaller input
+        self.ranges = self._ranges(torch.arange(3 * side * side).remainder(251).view(1, 3, side, side).to(torch.uint8))
 
     @property
     def width(self) -> int:
@@ -79,7 +80,8 @@ class Backbone(nn.Module):
     def _ranges(self, example: Tensor) -> dict[str, tuple[int, int]]:
         taps, last = self._parts(example)
         # A network that ends in its last block (ResNet) has `last` among its taps already.
-        self._last_is_tap = bool(taps) and taps[-1].shape == last.shape and torch.equal(taps[-1], last)
+        # Two means of the same map differ by rounding.
+        self._last_is_tap = bool(taps) and taps[-1].shape == last.shape and torch.allclose(taps[-1], last, 1e-4, 1e-6)
         width = sum(tap.shape[1] for tap in taps) + (0 if self._last_is_tap else last.shape[1])
         return {"taps": (0, width), "last": (width - last.shape[1], width)}
 
@@ -144,7 +146,7 @@ def load_backbone(name: str, weights: str = "cached", *, offline: bool = False, 
     timm = _import_timm()
     model = name.removeprefix(PREFIX)
     if not timm.is_model(model.split(".")[0]):
-        near = timm.list_models(f"*{model.split('.')[0][:6]}*")[:5]
+        near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 5)
         raise UsageError(f"timm has no model {model!r}; similar: {', '.join(near) or 'none'}")
     seed = 0
     if weights.startswith("random:"):

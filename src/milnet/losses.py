@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from milnet.errors import UsageError
+
 LossName = Literal["emd", "adaptive_emd", "published_adaemd", "published_emd"]
 
 
@@ -148,7 +150,9 @@ class PublishedAdaEMD(Loss):
 
 
 def make_loss(name: LossName, r: float = 2) -> Loss:
-    """The loss of that name; `r` is its exponent."""
+    """The loss of that name; `r` is its exponent, at least 1 (below, the gradient is infinite where the CDFs meet)."""
+    if not r >= 1:
+        raise UsageError(f"expected an exponent r >= 1 of the EMD, got {r}")
     match name:
         case "emd":
             return EMD(r)

@@ -27,6 +27,8 @@ def srcc(a: FloatArray, b: FloatArray) -> float:
 
 def plcc(a: FloatArray, b: FloatArray) -> float:
     """Pearson's linear correlation of two score vectors [N]; NaN when one is constant."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:  # rounding of the mean would leave a meaningless number
+        return float("nan")
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / norm if norm > 0 else float("nan")
@@ -105,7 +107,9 @@ def resamples(clusters: IntArray, count: int, seed: int) -> Sequence[IntArray]:
 
 
 def interval(samples: NDArray[Any], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap values [R]."""
+    """Percentile interval of bootstrap values [R], of those that exist; NaN when none does."""
+    if np.isnan(samples).all():
+        return float("nan"), float("nan")
     low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

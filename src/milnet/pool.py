@@ -6,17 +6,62 @@ at scoring too. Photos of the same group are left out when groups act.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from milnet.annotations import FloatArray, IntArray, Table
+from milnet.artifacts import (
+    FORMATS,
+    Manifest,
+    canonical_json,
+    digest_array,
+    digest_file,
+    digest_text,
+    new_folder,
+    read_array,
+    read_manifest,
+    verify_files,
+    write_array,
+    write_manifest,
+)
 from milnet.errors import LeakError, UsageError
 from milnet.features import FeatureSet, take_rows
 from milnet.references import Exclusion, References, Similarity, search
+
+
+@dataclass(frozen=True)
+class Store:
+    """`DATA/references/NAME/`: for every row of a table its nearest rows in the pool, found once.
+
+    `index` [N, k] rows of DATA (-1: none), `value` [N, k] their similarity, both nearest first.
+    """
+
+    index: NDArray[Any]
+    value: NDArray[Any]
+    similarity: Similarity
+
+    def select(self, queries: IntArray, pool_rows: IntArray, exclude: Sequence[Exclusion], k: int) -> References:
+        """The first `k` that lie in a smaller pool and are not excluded; rows with fewer than `k` left get none (-1).
+
+        Exact as long as the store was made over a pool that contains the smaller one.
+        """
+        position = np.full(int(max(self.index.max(initial=0), pool_rows.max(initial=0))) + 2, -1, np.int64)
+        position[pool_rows] = np.arange(len(pool_rows))
+        at = position[self.index[queries]]  # row -1 reads the last entry, which stays -1
+        allowed = at >= 0
+        for pair in exclude:
+            own = pair.query[:, None]
+            allowed &= ~((pair.pool[at] == own) & (own >= 0))
+        order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
+        enough = allowed.sum(1) >= k
+        index = np.where(enough[:, None], np.take_along_axis(at, order, 1), -1)
+        value = np.take_along_axis(np.asarray(self.value[queries], np.float32), order, 1)
+        return References(index, np.where(enough[:, None], value, np.float32(-np.inf)))
 
 
 @dataclass(frozen=True)
@@ -77,20 +122,33 @@ class RatedPool:
         semantic: NDArray[Any],
         k: int,
         *,
+        store: Store | None = None,
+        queries: IntArray | None = None,
         ids: Sequence[str] | None = None,
         pixels: Sequence[str] | None = None,
         groups: Sequence[str] | None = None,
         similarity: Similarity = "cosine",
         device: str = "cpu",
     ) -> References:
-        """The `k` references of each query [Q, Ds]; what is the query itself, or of its group, is never among them."""
+        """The `k` references of each query [Q, Ds]; what is the query itself, or of its group, is never among them.
+
+        With a `store` and the `queries` as rows of its table, what it holds is used and only the rest is searched for.
+        """
         exclude = [
             shared_codes(own, theirs)
             for own, theirs in ((ids, self.ids), (pixels, self.pixels), (groups, self.groups))
             if own is not None
         ]
-        pool = take_rows(self.semantic, self.rows)
-        return search(semantic, pool, k, exclude=exclude, similarity=similarity, device=device)
+        found = References(np.full((len(semantic), k), -1, np.int64), np.full((len(semantic), k), -np.inf, np.float32))
+        if store is not None and queries is not None and store.similarity == similarity:
+            found = store.select(queries, self.rows, exclude, k)
+        open_ = np.flatnonzero(~found.found.all(1))
+        if len(open_):
+            pool = take_rows(self.semantic, self.rows)
+            some = [Exclusion(pair.query[open_], pair.pool) for pair in exclude]
+            rest = search(semantic[open_], pool, k, exclude=some, similarity=similarity, device=device)
+            found.index[open_], found.similarity[open_] = rest.index, rest.similarity
+        return found
 
 
 def shared_codes(query: Sequence[str], pool: Sequence[str]) -> Exclusion:
@@ -113,3 +171,84 @@ def refuse_seen(table: Table, features: FeatureSet, rows: IntArray, seen: Sequen
             f"{', '.join(found[:5])}. Test on photos that no trained part has seen",
             found,
         )
+
+
+def make_store(
+    table: Table,
+    features: FeatureSet,
+    folder: Path,
+    k: int,
+    *,
+    pool_rows: IntArray,
+    group: str | None = None,
+    similarity: Similarity = "cosine",
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Manifest:
+    """Find the `k` nearest pool photos of every readable photo of `table` and write them to `folder`.
+
+    `pool_rows`: who may be a reference (the training side). No photo finds itself, nor, with `group`, its own group.
+    """
+    rows = np.flatnonzero(features.readable)
+    pool = RatedPool.of(table, features, pool_rows[features.readable[pool_rows]], group)
+    taken = table.take(rows)
+    exclude = [
+        shared_codes(own, theirs)
+        for own, theirs in (
+            (taken.ids, pool.ids),
+            ([features.pixels[row] for row in rows], pool.pixels),
+            (taken.column(group) if group else (), pool.groups if group else ()),
+        )
+        if len(own)
+    ]
+    found = search(
+        take_rows(features.semantic, rows),
+        take_rows(features.semantic, pool.rows),
+        k,
+        exclude=exclude,
+        similarity=similarity,
+        device=device,
+        progress=progress,
+    )
+    index = np.full((len(table), found.index.shape[1]), -1, np.int64)
+    value = np.full(index.shape, -np.inf, np.float32)
+    index[rows] = np.where(found.found, pool.rows[found.index], -1)
+    value[rows] = found.similarity
+    with new_folder(folder, overwrite=overwrite) as building:
+        write_array(building / "index.npy", index)
+        write_array(building / "similarity.npy", value)
+        manifest = Manifest(
+            kind="references",
+            format=FORMATS["references"],
+            config={"k": k, "similarity": similarity, "exclude_group": group, "pool": _rows_digest(pool.rows)},
+            files={name: digest_file(building / name) for name in ("index.npy", "similarity.npy")},
+            inputs={"semantic": _semantic_digest(features)},
+            counts={"photos": len(rows), "pool": len(pool), "short": int((~found.found).any(1).sum())},
+        )
+        write_manifest(building, manifest)
+    return manifest
+
+
+def find_store(data: Path, features: FeatureSet, pool_rows: IntArray, group: str | None) -> Store | None:
+    """A finished store of `data` that was made from these features over this pool, or None."""
+    folder = data / "references"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not (path / "manifest.json").is_file():
+            continue
+        manifest = read_manifest(path, "references")
+        config, fits = manifest.config, manifest.inputs["semantic"] == _semantic_digest(features)
+        readable = pool_rows[features.readable[pool_rows]]
+        if fits and config["pool"] == _rows_digest(readable) and config["exclude_group"] in (None, group):
+            verify_files(path, manifest)
+            return Store(read_array(path / "index.npy"), read_array(path / "similarity.npy"), config["similarity"])
+    return None
+
+
+def _rows_digest(rows: IntArray) -> str:
+    return digest_array(np.sort(rows).astype(np.int64))
+
+
+def _semantic_digest(features: FeatureSet) -> str:
+    part = features.config["semantic"]
+    return digest_text(canonical_json([part["digest"], part["span"]]))

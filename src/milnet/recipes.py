@@ -27,12 +27,12 @@ from torch import nn
 from milnet import splits
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.errors import UsageError
-from milnet.features import FeatureSet, take_rows
+from milnet.features import FeatureSet, take_rows, torch_threads
 from milnet.losses import LossName, make_loss
 from milnet.metrics import emd_rows, srcc
 from milnet.model.graph import Adjacency, Graph
 from milnet.model.single import Single
-from milnet.pool import RatedPool
+from milnet.pool import RatedPool, Store
 from milnet.references import References, Similarity
 from milnet.splits import Split
 from milnet.training import (
@@ -219,7 +219,13 @@ class Model:
         self, nodes: NDArray[Any], references: References | None = None, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
         """Distributions [n, S] of photos with node features [n, D] and the references that `find` gave."""
-        samples = Samples(nodes, np.arange(len(nodes), dtype=np.int64), self.pool, references)
+        return self.predict_rows(nodes, np.arange(len(nodes), dtype=np.int64), references, device=device)
+
+    def predict_rows(
+        self, nodes: NDArray[Any], rows: IntArray, references: References | None = None, *, device: str = "cpu"
+    ) -> NDArray[np.float64]:
+        """The same for chosen `rows` [n] of a larger, perhaps memory-mapped array; `references` belong to the rows."""
+        samples = Samples(nodes, rows, self.pool, references)
         return predict(self.network.to(device), samples, device=device)
 
     def percentile(self, scores: FloatArray) -> FloatArray:
@@ -260,6 +266,7 @@ class _Fit:
     seed: int
     device: str
     run: Run
+    store: Store | None
     progress: Progress | None
 
     def pool(self, rows: IntArray) -> RatedPool:
@@ -272,6 +279,8 @@ class _Fit:
             references = pool.find(
                 take_rows(self.features.semantic, rows),
                 self.recipe.references,
+                store=self.store,
+                queries=rows,
                 ids=[self.table.ids[row] for row in rows],
                 pixels=[self.features.pixels[row] for row in rows],
                 groups=[self.table.column(self.group)[row] for row in rows] if self.group else None,
@@ -355,20 +364,28 @@ def fit(
     *,
     device: str = "cpu",
     run: Run | None = None,
+    store: Store | None = None,
     calibrate: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """Learn from `split.train` alone; the only door to learning.
 
     Rows whose photo could not be read are left out. `calibrate` adds the percentile table, which costs
-    `calibration_folds` more trainings below 5,000 photos and none above. One `seed` decides everything that is random.
+    `calibration_folds` more trainings below 5,000 photos and none above. `store`: references found before, over a pool
+    that contains `split.train`. One `seed` decides everything that is random.
     """
     rows = np.sort(split.train[features.readable[split.train]])
     recipe = recipe.resolve(len(rows))
-    job = _Fit(recipe, table, features, split.group, seed, device, run or Run(None, {}), progress)
+    run = run or Run(None, {})
+    with torch_threads(run.threads):
+        return _fit(_Fit(recipe, table, features, split.group, seed, device, run, store, progress), rows, calibrate)
+
+
+def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
+    recipe, table, features = job.recipe, job.table, job.features
     assert recipe.epochs is not None
-    groups = table.codes(split.group) if split.group else None
-    kept, validation = splits.carve(rows, recipe.validation, seed, groups)
+    groups = table.codes(job.group) if job.group else None
+    kept, validation = splits.carve(rows, recipe.validation, job.seed, groups)
     network, history = job.train("choose", kept, recipe.epochs, validation, keep_best=not recipe.refit)
     percentiles = np.empty(0)
     if recipe.refit:
@@ -388,11 +405,11 @@ def fit(
         pool=job.pool(rows),
         features=features.config,
         seen=tuple((f"{table.name}:{table.ids[row]}", features.pixels[row]) for row in rows),
-        seed=seed,
+        seed=job.seed,
         table_name=table.name,
         threshold=table.threshold,
         side=table.side,
-        group=split.group,
+        group=job.group,
         epochs=epochs,
         history=history,
         percentiles=np.sort(percentiles),

@@ -22,6 +22,7 @@ from milnet.errors import NumericError, UsageError
 Similarity = Literal["cosine", "l2"]
 SAME_PHOTO = 0.97  # cosine above which two photos count as the same one
 _SLACK = 8  # candidates beyond K that the matrix product proposes
+_ROUNDING = 2.0**-23  # times sqrt(D) and the squared lengths: far above the rounding seen in float32 products
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def search(
     q_all, p = _normalised(queries, similarity), _normalised(pool, similarity).to(device)
     codes = [(torch.from_numpy(e.query), torch.from_numpy(e.pool).to(device)) for e in exclude]
     half_square = p.square().sum(1) / 2 if similarity == "l2" else None
+    longest = p.norm(dim=1).max() if len(p) else torch.zeros((), device=device)
     index = np.full((len(q_all), k), -1, np.int64)
     best = np.full((len(q_all), k), -np.inf, np.float32)
     for start in range(0, len(q_all), block):
@@ -107,9 +109,10 @@ def search(
         for query_codes, pool_codes in codes:
             own = query_codes[start:stop].to(device)[:, None]
             rough.masked_fill_((own == pool_codes[None]) & (own >= 0), -torch.inf)
+        error = _ROUNDING * q.shape[1] ** 0.5 * (q.norm(dim=1) + longest).square()  # [B] bound on that of `rough`
         if similarity == "cosine" and near_duplicate is not None:
-            rough.masked_fill_(rough > near_duplicate, -torch.inf)
-        rows, values = _rank(q, p, rough, k, similarity)
+            _drop_near(q, p, rough, error, near_duplicate)
+        rows, values = _rank(q, p, rough, error, k, similarity)
         index[start:stop, : rows.shape[1]] = rows.cpu().numpy()
         best[start:stop, : rows.shape[1]] = values.cpu().numpy()
         if progress is not None:
@@ -117,21 +120,35 @@ def search(
     return References(index, best)
 
 
-def _rank(q: Tensor, p: Tensor, rough: Tensor, k: int, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    """Exact order of the best candidates of one block: rows [B, min(k, P)] and similarities float32."""
+def _drop_near(q: Tensor, p: Tensor, rough: Tensor, error: Tensor, limit: float) -> None:
+    """Set to -inf, in place, the pairs whose exact cosine is above `limit`; only those at the border are computed."""
+    above = rough > limit
+    border = ((rough >= limit - error[:, None]) & (rough <= limit + error[:, None])).nonzero()
+    for part in torch.split(border, 4096):  # bounds the gathered copy
+        i, j = part.unbind(1)
+        above[i, j] = _exact(q[i], p[j], "cosine") > limit
+    rough.masked_fill_(above, -torch.inf)
+
+
+def _exact(q: Tensor, p: Tensor, similarity: Similarity) -> Tensor:
+    """Similarity of rows [..., D] that belong together, in float64."""
+    near, own = p.double(), q.double()
+    return (near * own).sum(-1) if similarity == "cosine" else -(near - own).norm(dim=-1)
+
+
+def _rank(q: Tensor, p: Tensor, rough: Tensor, error: Tensor, k: int, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    """Exact order of one block: rows [B, min(k, P)] and similarities float32. `rough` is wrong by `error` at most."""
     many = min(k + _SLACK, len(p))
     values, candidates = rough.topk(many, dim=1)
     exact = torch.empty(values.shape, dtype=torch.float64, device=q.device)
     for i in range(0, len(q), 32):  # bounds the gathered copy
-        near, own = p[candidates[i : i + 32]].double(), q[i : i + 32, None].double()
-        exact[i : i + 32] = (near * own).sum(-1) if similarity == "cosine" else -(near - own).norm(dim=-1)
+        exact[i : i + 32] = _exact(q[i : i + 32, None], p[candidates[i : i + 32]], similarity)
     exact = torch.where(values == -torch.inf, -torch.inf, exact)
-    # More candidates than the slack may tie at the border: then the lowest positions must be looked for among all.
+    # The proposals are complete when the last of them is clearly behind the k-th; if not, look further for that query.
     if many < len(p):
-        kept = exact.float()
-        border = kept.sort(dim=1, descending=True).values
-        for row in ((border[:, -1] == border[:, k - 1]) & (border[:, -1] > -torch.inf)).nonzero()[:, 0].tolist():
-            candidates[row], exact[row] = _rank_all(q[row], p, rough[row], many, similarity)
+        floor = values[:, k - 1] - 2 * error
+        for row in ((values[:, -1] >= floor) & (values[:, -1] > -torch.inf)).nonzero()[:, 0].tolist():
+            candidates[row], exact[row] = _rank_all(q[row], p, rough[row], floor[row], many, similarity)
     scores = exact.float()
     by_position = candidates.argsort(dim=1, stable=True)
     scores, candidates = scores.gather(1, by_position), candidates.gather(1, by_position)
@@ -140,13 +157,11 @@ def _rank(q: Tensor, p: Tensor, rough: Tensor, k: int, similarity: Similarity) -
     return torch.where(scores == -torch.inf, -1, candidates), scores
 
 
-def _rank_all(q: Tensor, p: Tensor, rough: Tensor, many: int, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    """The `many` best of all pool rows for one query, ties to the lower position."""
-    own = q.double()
-    parts = [
-        (part.double() * own).sum(-1) if similarity == "cosine" else -(part.double() - own).norm(dim=-1)
-        for part in torch.split(p, 4096)
-    ]
-    exact = torch.where(rough == -torch.inf, -torch.inf, torch.cat(parts))
+def _rank_all(
+    q: Tensor, p: Tensor, rough: Tensor, floor: Tensor, many: int, similarity: Similarity
+) -> tuple[Tensor, Tensor]:
+    """The `many` best for one query among all pool rows whose `rough` reaches `floor`, ties to the lower position."""
+    candidates = (rough >= floor).nonzero()[:, 0]
+    exact = torch.cat([_exact(q, p[part], similarity) for part in torch.split(candidates, 4096)])
     order = exact.float().argsort(descending=True, stable=True)[:many]
-    return order, exact[order]
+    return candidates[order], exact[order]

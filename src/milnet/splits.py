@@ -7,6 +7,7 @@ training part the way the folds are.
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +66,17 @@ def code_pairs(codes: IntArray) -> NDArray[np.int64]:
     return np.stack([order[:-1][same], order[1:][same]], axis=1).astype(np.int64)
 
 
-def never_split(folds: IntArray, groups: IntArray) -> bool:
-    """Whether each group lies in one fold, and some group has more than one photo."""
+def whole(folds: IntArray, groups: IntArray) -> bool:
+    """Whether each group lies in one fold."""
     inside = groups >= 0
     pairs = np.unique(np.stack([groups[inside], folds[inside]]), axis=1)
-    sizes = np.unique(groups[inside], return_counts=True)[1]
-    return bool(len(sizes)) and bool(sizes.max() > 1) and pairs.shape[1] == len(sizes)
+    return pairs.shape[1] == len(np.unique(groups[inside]))
+
+
+def never_split(folds: IntArray, groups: IntArray) -> bool:
+    """Whether each group lies in one fold, and some group has more than one photo."""
+    sizes = np.unique(groups[groups >= 0], return_counts=True)[1]
+    return bool((sizes > 1).any()) and whole(folds, groups)
 
 
 def make_folds(n: int, k: int, seed: int, groups: IntArray | None = None) -> IntArray:
@@ -97,7 +103,7 @@ def find_folds(table: Table, wanted: str, *, group: str | None = None, seed: int
     """
     if group is not None:
         table.column(group)
-    if wanted.isdigit():
+    if wanted.isdecimal():
         codes = make_folds(len(table), int(wanted), seed, None if group is None else table.codes(group))
         names: tuple[str, ...] = tuple(str(i) for i in range(int(wanted)))
         label = f"{wanted} folds, seed {seed}" + (f", by {group}" if group else "")
@@ -110,7 +116,7 @@ def find_folds(table: Table, wanted: str, *, group: str | None = None, seed: int
         codes = np.array([number.get(text, -1) for text in texts], dtype=np.int64)
         label = wanted if wanted in table.columns else Path(wanted).name
     if group is not None:
-        if not never_split(codes, table.codes(group)):
+        if not whole(codes, table.codes(group)):
             raise UsageError(f"--group {group}: the folds {label!r} split it; choose folds that do not, or a number")
         return Folds(label, names, codes, group)
     kept = [name for name in table.groups if never_split(codes, table.codes(name))]
@@ -124,20 +130,22 @@ def _fold_file(table: Table, wanted: str) -> tuple[str, ...]:
         raise UsageError(f"--folds {wanted}: neither a column ({columns}), nor a csv file, nor a number")
     folds: dict[str, str] = {}
     known = set(table.ids)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        for number, row in enumerate(reader):
-            line = reader.line_num
-            if len(row) != 2:
-                raise AnnotationError(f"expected image,fold, got {len(row)} fields", file=path, line=line)
-            name = row[0] if row[0] in known else Path(row[0]).stem
-            if name not in known:
-                if number == 0:  # the header
-                    continue
-                raise AnnotationError(f"{row[0]!r} is no photo of {table.name}", file=path, line=line)
-            if name in folds:
-                raise AnnotationError(f"{row[0]!r} has a fold already", file=path, line=line)
-            folds[name] = row[1]
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"expected UTF-8 text ({error})", file=path) from error
+    for number, row in enumerate(reader):
+        line = reader.line_num
+        if len(row) != 2:
+            raise AnnotationError(f"expected image,fold, got {len(row)} fields", file=path, line=line)
+        name = row[0] if row[0] in known else Path(row[0]).stem
+        if name not in known:
+            if number == 0:  # the header
+                continue
+            raise AnnotationError(f"{row[0]!r} is no photo of {table.name}", file=path, line=line)
+        if name in folds:
+            raise AnnotationError(f"{row[0]!r} has a fold already", file=path, line=line)
+        folds[name] = row[1]
     missing = [id_ for id_ in table.ids if id_ not in folds]
     if missing:
         raise AnnotationError(f"{len(missing)} photos have no fold, the first is {missing[0]!r}", file=path)
@@ -179,3 +187,18 @@ def without_twins(train: IntArray, test: IntArray, same: IntArray) -> tuple[IntA
     """Take out of `train` what is the same photo as one of `test`: (kept, removed). `test` stays as published."""
     twin = np.isin(same[train], same[test])
     return train[~twin], train[twin]
+
+
+def training_rows(table: Table, split: str | None = None) -> IntArray:
+    """Rows to learn from: `split` = "train" (or the value given); every row of a table that has no such column."""
+    if "split" in table.columns:
+        return table.rows_where("split", split or "train")
+    if split is not None:
+        raise UsageError(f"--split {split}: {table.name} has no column `split`")
+    return np.arange(len(table), dtype=np.int64)
+
+
+def test_rows(table: Table) -> IntArray:
+    """Rows of the split "test"; none in a table without that column."""
+    texts = table.columns.get("split", ())
+    return np.array([row for row, text in enumerate(texts) if text == "test"], dtype=np.int64)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from milnet.annotations import IntArray
 from milnet.artifacts import atomic_path, canonical_json, write_text
-from milnet.errors import ArtifactError, NumericError, UsageError
+from milnet.errors import ArtifactError, MissingExtraError, NumericError, UsageError
 from milnet.features import take_rows
 from milnet.losses import Loss
 from milnet.model.common import Pool
@@ -132,17 +132,20 @@ class Run:
     def __init__(self, folder: Path | None, identity: Mapping[str, Any], *, save_seconds: float = 30.0) -> None:
         self.folder, self.save_seconds = folder, save_seconds
         self.results: dict[str, Any] = {}
+        self.threads = torch.get_num_threads()  # sums depend on it: a resumed run goes on with the recorded number
         if folder is None:
             return
         path = folder / "identity.json"
-        text = canonical_json(identity)
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if old is not None and canonical_json(old["identity"]) != canonical_json(identity):
             raise ArtifactError(
-                f"{folder} holds an unfinished training of other data, options, seed, threads or versions: run it "
-                f"with the same ones, or remove that folder"
+                f"{folder} holds an unfinished training of other data, options, seed or versions: run it with the same "
+                f"ones, or remove that folder"
             )
-        if not path.exists():
-            write_text(path, text)
+        if old is None:
+            write_text(path, canonical_json({"identity": identity, "threads": self.threads}))
+        else:
+            self.threads = int(old["threads"])
         done = folder / "results.json"
         self.results = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
 
@@ -377,3 +380,20 @@ def moments(nodes: NDArray[Any], rows: IntArray, block: int = 4096) -> tuple[Ten
     for start in range(0, len(ordered), block):
         square += ((nodes[ordered[start : start + block]].astype(np.float64) - mean) ** 2).sum(0)
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(square / len(ordered))).float()
+
+
+def write_tensorboard(run: Run, folder: Path) -> None:
+    """The lines of `log.jsonl` as TensorBoard curves, one a phase and quantity (extra `tensorboard`)."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("tensorboard", "tensorboard", "--tensorboard") from None
+    assert run.folder is not None
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    latest = {(line["phase"], line["epoch"]): line for line in lines}  # after a resume the last one counts
+    writer: Any = SummaryWriter(str(folder))
+    for (phase, epoch), line in latest.items():
+        for name, value in line.items():
+            if name not in ("phase", "epoch", "time"):
+                writer.add_scalar(f"{phase}/{name}", value, int(epoch), walltime=line["time"])
+    writer.close()

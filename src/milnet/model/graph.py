@@ -40,14 +40,15 @@ def covariance(x: Tensor, ridge: float = 1e-3) -> Tensor:
     cov: Tensor = centred.mT @ centred / x.shape[1]
     mean_variance = cov.diagonal(dim1=-2, dim2=-1).mean(-1)
     identity = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
-    loading: Tensor = (ridge * mean_variance + 1e-6)[:, None, None] * identity
-    return cov + loading
+    shrunk: Tensor = cov + (ridge * mean_variance + 1e-6)[:, None, None] * identity
+    return shrunk
 
 
 def matrix_power(matrix: Tensor, power: float) -> Tensor:
     """Power of a symmetric positive definite matrix, [B, N, N]."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(1e-12).pow(power)[:, None]) @ vectors.mT
+    powered: Tensor = (vectors * values.clamp_min(1e-12).pow(power)[:, None]) @ vectors.mT
+    return powered
 
 
 def monge_kantorovich(source: Tensor, target: Tensor) -> Tensor:

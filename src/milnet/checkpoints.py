@@ -1,0 +1,169 @@
+"""`MODEL/` on disk: manifest, recipe, weights, percentile table, pool. Nothing in it can run code.
+
+manifest.json  recipe.json  weights.safetensors  calibration.json  seen.txt  log.json
+pool/  ids.txt  pixels.txt  groups.txt  votes.npy [P, S]  semantic.npy [P, Ds]  nodes.npy [P, Dn]  (float16)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from milnet.artifacts import (
+    FORMATS,
+    Manifest,
+    digest_file,
+    new_folder,
+    read_array,
+    read_lines,
+    read_manifest,
+    verify_files,
+    write_array,
+    write_lines,
+    write_manifest,
+    write_text,
+)
+from milnet.errors import ArtifactError, UsageError
+from milnet.features import take_rows
+from milnet.pool import RatedPool
+from milnet.recipes import Model, Recipe, make_network
+from milnet.training import contiguous_state
+
+
+def save_model(
+    model: Model, folder: Path, *, overwrite: bool = False, notes: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Write `MODEL/`; the manifest names the data, the features and every file by digest."""
+    with new_folder(folder, overwrite=overwrite) as building:
+        _write_json(building / "recipe.json", asdict(model.recipe))
+        save_file(contiguous_state(model.network), building / "weights.safetensors")
+        _write_json(building / "calibration.json", {"percentiles": [float(x) for x in model.percentiles]})
+        _write_json(building / "log.json", model.history)
+        write_lines(building / "seen.txt", [f"{name}\t{digest}" for name, digest in model.seen])
+        _save_pool(model, building / "pool")
+        return finish_model(
+            building,
+            config={
+                "values": model.values.tolist(),
+                "features": model.features,
+                "seed": model.seed,
+                "table": model.table_name,
+                "threshold": model.threshold,
+                "side": model.side,
+                "group": model.group,
+                "epochs": model.epochs,
+                "seen": f"{len(model.seen)} photos of {model.table_name}",
+            },
+            inputs=model.inputs,
+            counts={"pool": len(model.pool), "parameters": sum(p.numel() for p in model.network.parameters())},
+            notes=notes or {},
+        )
+
+
+def finish_model(
+    building: Path,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    counts: Mapping[str, Any],
+    notes: Mapping[str, Any],
+) -> Manifest:
+    """Write the manifest over all files of a model folder that is being built."""
+    paths = sorted(path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
+    # JSON and back: what is digested is what a reader will find
+    manifest = Manifest(
+        kind="model",
+        format=FORMATS["model"],
+        config=json.loads(json.dumps(config)),
+        files={path: digest_file(building / path) for path in paths},
+        inputs=dict(inputs),
+        counts=dict(counts),
+        notes=dict(notes),
+    )
+    write_manifest(building, manifest)
+    return manifest
+
+
+def _save_pool(model: Model, folder: Path) -> None:
+    pool = model.pool
+    folder.mkdir()
+    write_lines(folder / "ids.txt", pool.ids)
+    write_lines(folder / "pixels.txt", pool.pixels)
+    write_lines(folder / "groups.txt", pool.groups)
+    write_array(folder / "votes.npy", pool.distributions * pool.totals[:, None])
+    write_array(folder / "semantic.npy", take_rows(pool.semantic, pool.rows).astype(np.float16))
+    if model.uses_references:  # a network that never consults the pool does not carry its node features
+        write_array(folder / "nodes.npy", take_rows(pool.nodes, pool.rows).astype(np.float16))
+
+
+def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tuple[Model, Manifest]:
+    """Read `MODEL/`; refuses what is damaged, and a converted checkpoint, which has no pool and no backbone."""
+    manifest = read_manifest(folder, "model")
+    if verify:
+        verify_files(folder, manifest)
+    config = manifest.config
+    if "pool/ids.txt" not in manifest.files:
+        raise UsageError(
+            f"{folder} is a converted checkpoint: it has no pool and no backbone, so it cannot see photos; "
+            f"milnet.published.predict takes its node features directly"
+        )
+    try:
+        recipe = Recipe(**_read_json(folder / "recipe.json"))
+        weights = load_file(folder / "weights.safetensors")
+        features: int = int(config["features"]["nodes"]["span"][1] - config["features"]["nodes"]["span"][0])
+        network = make_network(recipe, features, len(config["values"]), int(config["seed"]))
+        network.load_state_dict(weights)
+        votes = read_array(folder / "pool" / "votes.npy")
+        semantic = read_array(folder / "pool" / "semantic.npy")
+        nodes = semantic[:, :0]
+        if "pool/nodes.npy" in manifest.files:
+            nodes = read_array(folder / "pool" / "nodes.npy")
+        pool = RatedPool(
+            ids=read_lines(folder / "pool" / "ids.txt"),
+            pixels=read_lines(folder / "pool" / "pixels.txt"),
+            groups=read_lines(folder / "pool" / "groups.txt"),
+            distributions=votes / votes.sum(1, keepdims=True),
+            totals=votes.sum(1),
+            semantic=semantic,
+            nodes=nodes,
+            rows=np.arange(len(votes), dtype=np.int64),
+        )
+        seen = tuple(
+            (name, digest) for name, _, digest in (line.partition("\t") for line in read_lines(folder / "seen.txt"))
+        )
+        percentiles = np.array(_read_json(folder / "calibration.json")["percentiles"], dtype=np.float64)
+        history = _read_json(folder / "log.json")
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} does not hold together ({error}): train it again") from error
+    model = Model(
+        recipe=recipe,
+        network=network.to(device).eval(),
+        values=np.array(config["values"], dtype=np.float64),
+        pool=pool,
+        features=config["features"],
+        seen=seen,
+        seed=config["seed"],
+        table_name=config["table"],
+        threshold=config["threshold"],
+        side=config["side"],
+        group=config["group"],
+        epochs=config["epochs"],
+        history=history,
+        percentiles=percentiles,
+        inputs=manifest.inputs,
+    )
+    return model, manifest
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

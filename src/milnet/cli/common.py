@@ -1,0 +1,201 @@
+"""What all commands share: the options that work everywhere, progress, tables, exit codes.
+
+Exit codes: 0 all done; 1 some photos or lines failed (listed); 2 usage or bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from milnet.errors import MilnetError, UsageError
+from milnet.version import __version__
+
+app = typer.Typer(
+    name="milnet",
+    help="Image aesthetics, judged beside photos that people have already judged.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass
+class Context:
+    """What every command gets first: where to compute, and how to talk."""
+
+    device: str = "auto"
+    threads: int | None = None
+    offline: bool = False
+    json: bool = False
+    quiet: bool = False
+    failed: bool = False  # some photos or lines failed: exit code 1
+    out: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    err: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
+
+    def say(self, text: str = "") -> None:
+        """A line for people, on standard output; silent with --json and --quiet."""
+        if not (self.json or self.quiet):
+            self.out.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line on standard error, always."""
+        self.err.print(text, markup=False)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table for people: the first column to the left, the others to the right."""
+        if self.json or self.quiet:
+            return
+        table = RichTable(box=None, pad_edge=False, header_style="bold")
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for row in rows:
+            table.add_row(*row)
+        # Not on a terminal there is no width to respect: a file should hold whole lines.
+        self.out.print(table, width=None if self.out.is_terminal else 200)
+
+    def compute_device(self) -> str:
+        """cpu, cuda or mps; `auto` takes what is there. Sets the number of threads."""
+        import torch
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if self.device == "auto":
+            return next(name for name in ("cuda", "mps", "cpu") if there[name])
+        if not there.get(self.device, False):
+            usable = ", ".join(name for name, ok in there.items() if ok)
+            raise UsageError(f"--device {self.device}: not available here; there is: {usable}")
+        return self.device
+
+    def progress(self) -> Progress:
+        """Progress on standard error: a bar on a terminal, a line every ten seconds elsewhere."""
+        return Progress(self.err, silent=self.quiet)
+
+
+class Progress:
+    """Callable(done, total, what) that shows rate and remaining time; a context manager that cleans up."""
+
+    def __init__(self, console: Console, *, silent: bool) -> None:
+        self.console, self.silent = console, silent
+        self.what, self.began, self.first, self.shown = "", 0.0, 0, 0.0
+        self.live = console.status("") if console.is_terminal and not silent else None
+
+    def __enter__(self) -> Progress:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        if what != self.what or done < self.first:
+            self.what, self.began, self.first, self.shown = what, now, done, now
+        if self.silent or (self.live is None and now - self.shown < 10):
+            return
+        self.shown = now
+        rate = (done - self.first) / (now - self.began) if now > self.began else 0.0
+        left = f", {rate:.3g}/s, {_clock((total - done) / rate)} left" if rate > 0 and done < total else ""
+        text = f"{what}: {done:,} of {total:,}{left}"
+        if self.live is not None:
+            self.live.update(text)
+        else:
+            self.console.print(text, markup=False)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _everywhere(*names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Everywhere", **settings)
+
+
+_COMMON = [
+    ("device", Annotated[str, _everywhere(help="auto | cpu | cuda | mps")], "auto"),
+    ("threads", Annotated[int | None, _everywhere(min=1, help="Threads for computing.")], None),
+    ("offline", Annotated[bool, _everywhere("--offline", help="Forbid downloads.")], False),
+    ("json", Annotated[bool, _everywhere("--json", help="Print the result as JSON.")], False),
+    ("quiet", Annotated[bool, _everywhere("--quiet", "-q", help="Print nothing but errors.")], False),
+]
+
+
+def command(name: str) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[..., None]]:
+    """Register a command. The function gets a Context first and returns what --json prints."""
+
+    def register(function: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        ]
+        common = [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for option, annotation, default in _COMMON
+        ]
+
+        @functools.wraps(function)
+        def run(**arguments: Any) -> None:
+            context = Context(**{option: arguments.pop(option) for option, _, _ in _COMMON})
+            if context.offline:
+                os.environ["HF_HUB_OFFLINE"] = "1"
+            result = function(context, **arguments)
+            if context.json:
+                print(json.dumps(result, indent=1, ensure_ascii=False, default=str))
+            if context.failed:
+                raise typer.Exit(1)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name)(run)
+        return run
+
+    return register
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"milnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a MilnetError is printed, not traced, and ends with 2."""
+    try:
+        app()
+    except MilnetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read our output has gone; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,333 @@
+"""train, evaluate, crossvalidate, convert: from numbers to a model and honest figures about it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from milnet.cli.common import Context, command
+from milnet.cli.data import Data, Nodes, Overwrite, Semantic
+from milnet.errors import ArtifactError
+
+RecipeName = Annotated[str, typer.Option("--recipe", help="single | published | FILE.toml")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
+]
+Group = Annotated[
+    str | None,
+    typer.Option(help="Column whose photos stay together and do not consult each other.", show_default=False),
+]
+_SHOWN = ("srcc", "plcc", "krcc", "accuracy", "mse", "emd1", "emd2")
+
+
+@command("train")
+def train(
+    context: Context,
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)],
+    recipe: RecipeName = "published",
+    settings: Settings = None,
+    split: Annotated[
+        str | None, typer.Option(help="Value of the column `split` to train on.", show_default="train")
+    ] = None,
+    group: Group = None,
+    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
+    semantic: Semantic = None,
+    nodes: Nodes = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard curves beside the model.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Train a recipe on DATA; the training photos become the model's pool."""
+    import torch
+
+    from milnet.annotations import load_table
+    from milnet.checkpoints import save_model
+    from milnet.evaluation import find_same_photos
+    from milnet.features import load_feature_set
+    from milnet.pool import find_store
+    from milnet.recipes import fit, load_recipe
+    from milnet.splits import Split, test_rows, training_rows, without_twins
+    from milnet.training import Run, write_tensorboard
+
+    device = context.compute_device()
+    if output.exists() and not overwrite:
+        raise ArtifactError(f"{output} exists already: choose another name, or pass --overwrite to replace it")
+    chosen = load_recipe(recipe, settings or [])
+    table, manifest = load_table(data)
+    features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
+    rows, tested = training_rows(table, split), test_rows(table)
+    rows, twins = without_twins(rows, tested, find_same_photos(table, features).codes)
+    if len(twins):
+        context.say(
+            f"left out of training, the same photo is in the test split: {', '.join(table.ids[i] for i in twins)}"
+        )
+    unreadable = int((~features.readable[rows]).sum())
+    if unreadable:
+        context.warn(f"{unreadable:,} training photos have no features and take no part")
+    folder = output.with_name(output.name + ".run")
+    if folder.exists() and not resume:
+        if not overwrite:
+            raise ArtifactError(
+                f"{folder} holds an unfinished training: pass --resume to go on, or --overwrite to start anew"
+            )
+        shutil.rmtree(folder)
+    identity = {
+        "recipe": asdict(chosen),
+        "data": manifest.digest,
+        "features": {role: part["digest"] for role, part in features.config.items()},
+        "rows": rows.tolist() if len(rows) < 10_000 else len(rows),
+        "group": group,
+        "seed": seed,
+        "device": device,
+        "torch": torch.__version__,
+    }
+    run = Run(folder, identity)
+    began = time.monotonic()
+    with context.progress() as progress:
+        model = fit(
+            chosen,
+            table,
+            features,
+            Split(rows, tested, group),
+            seed,
+            device=device,
+            run=run,
+            store=find_store(data, features, training_rows(table), group),
+            calibrate=True,
+            progress=progress,
+        )
+    model.inputs = {**model.inputs, "data": manifest.digest}
+    saved = save_model(model, output, overwrite=overwrite, notes={"command": command_line()})
+    if tensorboard:
+        write_tensorboard(run, output.with_name(output.name + ".tensorboard"))
+    run.remove()
+    best = model.history[model.epochs - 1]
+    context.say(
+        f"{output}: {model.recipe.name} on {len(model.pool):,} photos, {model.epochs} epochs, "
+        f"{sum(p.numel() for p in model.network.parameters()):,} parameters, {time.monotonic() - began:.1f} s, "
+        f"digest {saved.digest[:12]}"
+    )
+    context.say(f"validation while choosing the epochs: SRCC {best['srcc']:.3f}, EMD2 {best['emd2']:.4f} (optimistic)")
+    return {
+        "model": str(output),
+        "digest": saved.digest,
+        "recipe": asdict(model.recipe),
+        "epochs": model.epochs,
+        "pool": len(model.pool),
+        "validation": best,
+    }
+
+
+@command("evaluate")
+def evaluate_(
+    context: Context,
+    model: Annotated[Path, typer.Argument(help="MODEL folder.", show_default=False)],
+    data: Data,
+    split: Annotated[str, typer.Option(help="Value of the column `split`; `all` for every photo.")] = "test",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="results.json to write.", show_default=False)
+    ] = None,
+    semantic: Semantic = None,
+    nodes: Nodes = None,
+) -> Mapping[str, Any]:
+    """Measure a model on photos that no trained part has seen; refuses the others."""
+    import numpy as np
+
+    from milnet.annotations import load_table
+    from milnet.artifacts import read_manifest
+    from milnet.checkpoints import load_model
+    from milnet.evaluation import evaluate, note_look
+    from milnet.features import load_feature_set
+    from milnet.published import beside_pool
+    from milnet.results import make_results, predictions_path, write_predictions, write_results
+    from milnet.splits import training_rows
+
+    device = context.compute_device()
+    table, data_manifest = load_table(data)
+    features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
+    rows = np.arange(len(table)) if split == "all" else table.rows_where("split", split)
+    manifest = read_manifest(model, "model")
+    if "checkpoint" in manifest.inputs:
+        fitted = beside_pool(model, table, features, training_rows(table))
+        context.warn(f"photos seen in training: {manifest.config['seen']}; a leak cannot be checked")
+    else:
+        fitted, _ = load_model(model, device=device)
+    predictions = evaluate(fitted, table, features, rows, split=split, device=device)
+    looks = note_look(data, manifest.digest, split, predictions.rows)
+    results = make_results(
+        "evaluation",
+        table,
+        predictions,
+        command=command_line(),
+        data={"name": table.name, "digest": data_manifest.digest, "source": dict(table.source)},
+        features=features.config,
+        recipe=asdict(fitted.recipe),
+        folds={"label": split, "names": [split]},
+        group=fitted.group,
+        extra={"model": manifest.digest, "looks": looks, "seen": manifest.config.get("seen")},
+    )
+    if output is not None:
+        write_results(output, results)
+        write_predictions(predictions_path(output), table, predictions)
+    skipped = len(rows) - len(predictions.rows)
+    context.say(
+        f"{fitted.recipe.name} on {len(predictions.rows):,} photos of {table.name}, split {split}"
+        + (f"; {skipped:,} without features left out" if skipped else "")
+    )
+    show_metrics(context, {fitted.recipe.name: results["metrics"]}, results["accuracy"])
+    times = "for the first time" if looks == 1 else f"{looks} times: each look makes its numbers a little less honest"
+    context.say(f"this split has been looked at {times}")
+    return results
+
+
+@command("crossvalidate")
+def crossvalidate_(
+    context: Context,
+    data: Data,
+    recipe: RecipeName = "single",
+    settings: Settings = None,
+    folds: Annotated[str, typer.Option(help="A column, a csv FILE (image,fold), or a number of folds.")] = "5",
+    group: Group = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ...")] = 3,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A second recipe on the same folds; the paired difference is shown.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="results.json to write.", show_default=False)
+    ] = None,
+    semantic: Semantic = None,
+    nodes: Nodes = None,
+) -> Mapping[str, Any]:
+    """Predict each fold by a model trained on the others. Stopped at any moment, the same command goes on."""
+    from milnet.annotations import load_table
+    from milnet.evaluation import crossvalidate, find_same_photos
+    from milnet.features import load_feature_set
+    from milnet.metrics import Task, paired_difference
+    from milnet.pool import find_store
+    from milnet.recipes import load_recipe
+    from milnet.results import clusters, make_results, predictions_path, write_predictions, write_results
+    from milnet.splits import find_folds, training_rows
+
+    device = context.compute_device()
+    table, manifest = load_table(data)
+    features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
+    chosen = find_folds(table, folds, group=group)
+    same = find_same_photos(table, features)
+    recipes = [load_recipe(recipe, settings or [])] + ([load_recipe(against)] if against else [])
+    unreadable = int((~features.readable).sum())
+    context.say(
+        f"{table.name}: {len(table):,} photos{f', {unreadable:,} unreadable left out' if unreadable else ''}; folds "
+        f"{chosen.label} ({len(chosen.names)})"
+        + (f", never splitting {chosen.group}: its photos do not consult each other" if chosen.group else "")
+    )
+    split_sets = [ids for ids in same.sets if len({chosen.codes[table.ids.index(i)] for i in ids}) > 1]
+    for ids in split_sets:
+        context.say(
+            f"the same photo: {', '.join(ids)}, in several folds; kept out of training where one of them is tested"
+        )
+    run = None if output is None else output.with_name(output.name + ".run")
+    store = find_store(data, features, training_rows(table), chosen.group)
+    began = time.monotonic()
+    with context.progress() as progress:
+        shared = {"device": device, "run": run, "same": same, "store": store, "progress": progress}
+        found = [crossvalidate(one, table, features, chosen, range(seeds), **shared) for one in recipes]  # type: ignore[arg-type]
+    resolved = [one.resolve(int(len(table) * (1 - 1 / len(chosen.names)))) for one in recipes]
+    extra: dict[str, Any] = {"trainings": found[0][1], "same_photos": split_sets}
+    if against:
+        rows = found[0][0].rows
+        task = Task(table.values, table.threshold, table.side)
+        extra["against"] = {
+            "recipe": asdict(resolved[1]),
+            "metrics": {},
+            "difference": paired_difference(
+                table.distributions[rows],
+                list(found[0][0].distributions),
+                list(found[1][0].distributions),
+                task,
+                clusters(table, rows, chosen.group),
+            ),
+        }
+    results = make_results(
+        "crossvalidation",
+        table,
+        found[0][0],
+        command=command_line(),
+        data={"name": table.name, "digest": manifest.digest, "source": dict(table.source)},
+        features=features.config,
+        recipe=asdict(resolved[0]),
+        folds={"label": chosen.label, "names": list(chosen.names), "group": chosen.group},
+        group=chosen.group,
+        extra=extra,
+    )
+    shown = {resolved[0].name: results["metrics"]}
+    if against:
+        from milnet.results import summarise
+
+        results["against"]["metrics"] = summarise(table, found[1][0], group=chosen.group)
+        shown[f"{resolved[1].name} (against)" if resolved[1].name in shown else resolved[1].name] = results["against"][
+            "metrics"
+        ]
+    if output is not None:
+        write_results(output, results)
+        write_predictions(predictions_path(output), table, found[0][0])
+        if against:
+            write_predictions(output.with_name(f"{output.stem}.against.predictions.csv"), table, found[1][0])
+    if run is not None:
+        shutil.rmtree(run, ignore_errors=True)
+    show_metrics(context, shown, results["accuracy"])
+    if against:
+        lines = results["against"]["difference"]
+        context.say(f"{resolved[0].name} minus {resolved[1].name}, paired, 95 % interval (* excludes 0):")
+        for metric in ("srcc", "plcc", "emd2"):
+            d = lines[metric]
+            context.say(
+                f"  {metric} {d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]{' *' if d['real'] else ''}"
+            )
+    context.say(f"{seeds} seeds, {time.monotonic() - began:.0f} s" + (f", {output}" if output else ""))
+    return results
+
+
+@command("convert")
+def convert(
+    context: Context,
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the published code.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)],
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Turn a checkpoint of the published code into a MODEL (without pool and backbone)."""
+    from milnet.published import convert
+
+    manifest = convert(checkpoint, output, overwrite=overwrite)
+    context.say(
+        f"{output}: {manifest.counts['parameters']:,} parameters from {checkpoint.name}, "
+        f"digest {manifest.digest[:12]}; "
+        f"milnet.published.predict takes its node features, milnet evaluate takes DATA with features of that width"
+    )
+    return {"model": str(output), "digest": manifest.digest, **manifest.counts}
+
+
+def command_line() -> str:
+    """The command as it was typed, for results and manifests."""
+    return shlex.join(["milnet", *sys.argv[1:]])
+
+
+def show_metrics(context: Context, rows: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, Any]) -> None:
+    """A table of mean [low, high]."""
+
+    def cell(m: Mapping[str, Any]) -> str:
+        return f"{m['mean']:.4f} [{m['low']:.3f}, {m['high']:.3f}]"
+
+    names = [f"{n} ({accuracy['side']} {accuracy['threshold']:g})" if n == "accuracy" else n for n in _SHOWN]
+    context.table(["", *names], [[label, *(cell(metrics[name]) for name in _SHOWN)] for label, metrics in rows.items()])

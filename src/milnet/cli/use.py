@@ -1,0 +1,177 @@
+"""score, info, doctor: using a model, and looking at what is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from milnet.cli.common import Context, command
+from milnet.errors import UsageError
+from milnet.version import __version__
+
+
+@command("score")
+def score(
+    context: Context,
+    photos: Annotated[list[str], typer.Argument(help="Photos, folders, patterns.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="MODEL folder.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="scores.csv, .jsonl or .parquet.", show_default=False)
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Where the backbone's weights are now.", show_default="as at training")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Photos a forward pass.", show_default="4 on a CPU, else 64")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding threads.", show_default="one a core")] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Refuse photos with more pixels.", show_default="200 million")
+    ] = None,
+) -> Mapping[str, Any]:
+    """Score photos. Bad ones are listed and the rest is scored; a stopped run goes on where it was."""
+    from milnet.images import MAX_PIXELS
+    from milnet.library import find_photos
+    from milnet.outputs import check_suffix, write_failures, write_scores
+    from milnet.scoring import Journal, Scorer, score_files
+
+    if output is not None:
+        check_suffix(output)
+        if not output.parent.is_dir():
+            raise UsageError(f"{output}: the folder {output.parent} does not exist")
+    files = find_photos(photos)
+    scorer = Scorer.load(
+        model,
+        weights=weights,
+        device=context.compute_device(),
+        offline=context.offline,
+        batch=batch,
+        workers=workers,
+        max_pixels=max_pixels or MAX_PIXELS,
+    )
+    journal = None if output is None else Journal(output.with_name(output.name + ".journal"), scorer.digest)
+    began = time.monotonic()
+    try:
+        with context.progress() as progress:
+            scores, failures = score_files(scorer, files, journal, progress=progress)
+    except BaseException:
+        if journal is not None:
+            journal.close(remove=False)
+        raise
+    seconds = time.monotonic() - began
+    errors = None if output is None else output.with_name(output.name.removesuffix(output.suffix) + ".errors.csv")
+    if output is not None and errors is not None and journal is not None:
+        write_scores(output, scores, scorer.model.values.tolist())
+        if failures:
+            write_failures(errors, failures)
+        else:
+            errors.unlink(missing_ok=True)  # left by an earlier run
+        journal.close(remove=True)
+    fitted = scorer.model
+    context.say(
+        f"{fitted.recipe.name} of {model}, on {fitted.table_name} ({len(fitted.pool):,} rated photos), "
+        f"scores {fitted.values[0]:g} to {fitted.values[-1]:g}"
+    )
+    context.table(
+        ["photo", "score", "spread", "percentile"],
+        [
+            [s.photo, f"{s.score:.2f}", f"{s.spread:.2f}", "" if s.percentile is None else f"{s.percentile:.0f}"]
+            for s in sorted(scores, key=lambda s: -s.score)[: 20 if output else len(scores)]
+        ],
+    )
+    if output and len(scores) > 20:
+        context.say(f"... and {len(scores) - 20:,} more in {output}")
+    context.say(f"{len(scores):,} photos, {seconds:.1f} s" + (f", {output}" if output else ""))
+    for failure in failures:
+        context.warn(f"not scored: {failure.photo}: {failure.reason}")
+    context.failed = bool(failures)
+    return {
+        "scores": [s.row() for s in scores],
+        "failures": [failure.__dict__ for failure in failures],
+        "seconds": seconds,
+    }
+
+
+@command("info")
+def info(
+    context: Context,
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of milnet: DATA, features, references, MODEL.", show_default=False)
+    ],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its digest.")] = False,
+) -> Mapping[str, Any]:
+    """Say what a folder is, what it was made from, and whether it is whole."""
+    from milnet.artifacts import read_manifest, verify_files
+
+    manifest = read_manifest(folder)
+    context.say(f"{folder}: {manifest.kind}, format {manifest.format}, written by milnet {manifest.milnet}")
+    context.say(f"digest {manifest.digest}")
+    parts = {
+        "counts": manifest.counts,
+        "made from": manifest.inputs,
+        "settings": manifest.config,
+        "notes": manifest.notes,
+    }
+    for title, part in parts.items():
+        for name, value in part.items():
+            context.say(f"  {title}: {name} = {value}")
+    if verify:
+        verify_files(folder, manifest)
+        context.say(f"{len(manifest.files)} files are as the manifest says")
+    return {**manifest.__dict__, "digest": manifest.digest, "verified": verify}
+
+
+@command("doctor")
+def doctor(context: Context) -> Mapping[str, Any]:
+    """Check this installation: versions, devices, optional parts, and what would mend what is missing."""
+    import importlib.metadata
+    import os
+    import platform
+
+    import torch
+
+    packages: dict[str, str | None] = {}
+    for package in ("torch", "accelerate", "safetensors", "numpy", "scipy", "polars", "pillow", "timm", "torchvision",
+                    "tensorboard"):  # fmt: skip
+        try:
+            packages[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            packages[package] = None
+    trouble: list[str] = []
+    for package, extra in (("timm", "timm"), ("torchvision", "timm"), ("tensorboard", "tensorboard")):
+        if packages[package] is None:
+            trouble.append(f"{package} is missing (optional): pip install 'milnet[{extra}]'")
+    backbones = "not installed"
+    if packages["timm"] is not None:
+        from milnet.backbones import load_backbone
+
+        try:
+            load_backbone("timm/resnet18", "random:0")
+            backbones = "work"
+        except Exception as error:  # whatever breaks the import of a foreign package is what the user wants to read
+            backbones = f"{type(error).__name__}: {error}"
+            trouble.append(f"timm is installed but does not work: {backbones}")
+    facts: dict[str, Any] = {
+        "milnet": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": context.compute_device(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "backbones": backbones,
+        "packages": packages,
+    }
+    for name, value in facts.items():
+        if name != "packages":
+            context.say(f"{name}: {value}")
+    context.say("packages: " + ", ".join(f"{name} {version or 'missing'}" for name, version in packages.items()))
+    for line in trouble:
+        context.say(f"! {line}")
+    if not trouble:
+        context.say("all is well")
+    return {**facts, "trouble": trouble}

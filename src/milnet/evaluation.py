@@ -1,0 +1,213 @@
+"""Honest numbers: cross-validation, and a trained model on a test split, both refusing photos that were seen."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from milnet import splits
+from milnet.annotations import FloatArray, IntArray, Table
+from milnet.artifacts import atomic_path, canonical_json, digest_text, write_text
+from milnet.errors import ArtifactError, UsageError
+from milnet.features import FeatureSet, take_rows
+from milnet.metrics import check_distributions
+from milnet.pool import Store, refuse_seen
+from milnet.recipes import Model, Recipe, fit
+from milnet.references import SAME_PHOTO
+from milnet.results import Predictions
+from milnet.splits import Folds, Split
+from milnet.training import Run
+
+Progress = Callable[[int, int, str], None]
+_PAIRS = 20_000  # photos up to which every pair is compared for likeness
+
+
+@dataclass(frozen=True)
+class SamePhotos:
+    """Which photos of a table are the same one under two names: `codes` [N], and the sets of ids."""
+
+    codes: IntArray
+    sets: tuple[tuple[str, ...], ...]
+
+
+def find_same_photos(table: Table, features: FeatureSet) -> SamePhotos:
+    """Same pixels, or semantic cosine above .97 (up to 20,000 photos; above, by pixels alone)."""
+    pixels = features.pixel_codes()
+    if len(table) <= _PAIRS:
+        rows = np.arange(len(table), dtype=np.int64)
+        codes = splits.same_photos(pixels, take_rows(features.semantic, rows), features.readable, SAME_PHOTO)
+    else:
+        codes = splits.components(len(table), splits.code_pairs(pixels))
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    return SamePhotos(codes, tuple(tuple(table.ids[row] for row in part) for part in parts if len(part) > 1))
+
+
+def predict_rows(
+    model: Model, table: Table, features: FeatureSet, rows: IntArray, *, device: str = "cpu"
+) -> FloatArray:
+    """Distributions [n, S] of rows of a table, beside the model's pool; none consults itself."""
+    references = None
+    if model.uses_references:
+        references = model.find(
+            take_rows(features.semantic, rows),
+            ids=[table.ids[row] for row in rows] if table.name == model.table_name else None,
+            pixels=[features.pixels[row] for row in rows],
+            groups=[table.column(model.group)[row] for row in rows]
+            if model.group and model.group in table.columns and table.name == model.table_name
+            else None,
+            device=device,
+        )
+    p = model.predict_rows(features.nodes, rows, references, device=device)
+    check_distributions(p)
+    return p
+
+
+def crossvalidate(
+    recipe: Recipe,
+    table: Table,
+    features: FeatureSet,
+    folds: Folds,
+    seeds: Sequence[int],
+    *,
+    device: str = "cpu",
+    run: Path | None = None,
+    same: SamePhotos | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> tuple[Predictions, list[dict[str, Any]]]:
+    """Each fold predicted by a model trained on the others, for each seed; also a line about each training.
+
+    A training photo that is the same as a test photo is left out of that training. With `run` each finished training
+    is kept there, and a killed call goes on.
+    """
+    same = same or find_same_photos(table, features)
+    tested = np.flatnonzero((folds.codes >= 0) & features.readable)
+    place = np.full(len(table), -1, np.int64)
+    place[tested] = np.arange(len(tested))
+    found = np.full((len(seeds), len(tested), len(table.values)), np.nan)
+    lines: list[dict[str, Any]] = []
+    total, done = len(seeds) * len(folds.names), 0
+    for s, seed in enumerate(seeds):
+        for fold, name in enumerate(folds.names):
+            test = tested[folds.codes[tested] == fold]
+            train, twins = splits.without_twins(np.flatnonzero(folds.codes != fold), test, same.codes)
+            identity = _identity(recipe, table, features, train, test, seed, device)
+            cell = None if run is None else run / f"{recipe.name}-{digest_text(canonical_json(identity))[:16]}"
+            if progress is not None:
+                progress(done, total, f"{recipe.name}, seed {seed}, fold {name}")
+            p, line = _cell(
+                cell, identity, recipe, table, features, Split(train, test, folds.group), seed, device, store
+            )
+            found[s, place[test]] = p
+            lines.append({"seed": seed, "fold": name, "twins": len(twins), **line})
+            done += 1
+    if progress is not None:
+        progress(total, total, recipe.name)
+    predictions = Predictions(tested, folds.codes[tested], folds.names, tuple(seeds), found)
+    return predictions, lines
+
+
+def _identity(
+    recipe: Recipe, table: Table, features: FeatureSet, train: IntArray, test: IntArray, seed: int, device: str
+) -> dict[str, Any]:
+    """What decides the outcome of one training."""
+    import torch
+
+    return {
+        "recipe": asdict(recipe),
+        "photos": digest_text(canonical_json([table.name, table.ids, table.votes.tolist()])),
+        "features": {role: part["digest"] for role, part in features.config.items()},
+        "rows": digest_text(canonical_json([train.tolist(), test.tolist()])),
+        "seed": seed,
+        "device": device,
+        "torch": torch.__version__,
+    }
+
+
+def _cell(
+    folder: Path | None,
+    identity: Mapping[str, Any],
+    recipe: Recipe,
+    table: Table,
+    features: FeatureSet,
+    split: Split,
+    seed: int,
+    device: str,
+    store: Store | None,
+) -> tuple[FloatArray, dict[str, Any]]:
+    """One training and its test predictions, read back when it is finished already."""
+    stored = None if folder is None else folder / "predictions.npz"
+    if stored is not None and stored.exists():
+        with np.load(stored, allow_pickle=False) as data:
+            return data["p"], json.loads(str(data["line"]))
+    model = fit(recipe, table, features, split, seed, device=device, run=Run(folder, identity), store=store)
+    refuse_seen(table, features, split.test, model.seen, f"this fold's {recipe.name}")
+    p = predict_rows(model, table, features, split.test, device=device)
+    line = {"epochs": model.epochs, "pool": len(model.pool)}
+    if stored is not None:
+        with atomic_path(stored) as temporary, temporary.open("wb") as file:
+            np.savez(file, p=p, line=np.array(json.dumps(line)))
+        for name in stored.parent.iterdir():  # the predictions are all that is needed from here on
+            if name.name not in ("predictions.npz", "identity.json"):
+                name.unlink()
+    return p, line
+
+
+def evaluate(
+    model: Model, table: Table, features: FeatureSet, rows: IntArray, *, split: str, device: str = "cpu"
+) -> Predictions:
+    """Predictions for test photos that no trained part has seen.
+
+    Refuses (LeakError) photos that were seen or sit in the pool, by id or pixels; features of another kind than those
+    the model was trained on (ArtifactError); a table with other score values (UsageError).
+    """
+    refuse_other_features(model, features)
+    if not np.array_equal(model.values, table.values):
+        raise UsageError(
+            f"the model predicts values {model.values.tolist()}, but {table.name} has {table.values.tolist()}: "
+            f"they cannot be compared"
+        )
+    usable = rows[features.readable[rows]]
+    if not len(usable):
+        raise UsageError(f"no photo of the split {split!r} could be read")
+    refuse_seen(table, features, usable, model.seen, "the model")
+    p = predict_rows(model, table, features, usable, device=device)
+    return Predictions(usable, np.zeros(len(usable), np.int64), (split,), (model.seed,), p[None])
+
+
+def refuse_other_features(model: Model, features: FeatureSet) -> None:
+    """Raise ArtifactError, naming both, unless `features` were made the way the model's were."""
+    for role in ("semantic", "nodes"):
+        wanted, got = model.features.get(role, {}), features.config[role]
+        for part in ("extraction", "span"):
+            if part in wanted and wanted[part] != got[part]:
+                raise ArtifactError(
+                    f"the model was trained on {role} features {wanted.get('name')} ({_short(wanted[part])}), but "
+                    f"these are {got['name']} ({_short(got[part])}): extract the same kind, or choose with --{role}"
+                )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        size = value.get("preprocess", {}).get("size")
+        return f"{value.get('backbone')}, weights {str(value.get('weights'))[:8]}, size {size}"
+    return str(value)
+
+
+def note_look(data: Path, model_digest: str, split: str, rows: IntArray) -> int:
+    """Write down that a split was looked at; returns how often it has been, this time included."""
+    path = data / "looks.jsonl"
+    of = digest_text(canonical_json([split, rows.tolist()]))
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    looks = 1 + sum(bool(json.loads(line)["rows"] == of) for line in lines)
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    lines.append(json.dumps({"date": date, "split": split, "rows": of, "model": model_digest}))
+    write_text(path, "\n".join(lines) + "\n")
+    return looks

@@ -1,0 +1,52 @@
+"""Which photos a user means: files, folders (with what is below them), patterns."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from milnet.errors import UsageError
+from milnet.images import SUFFIXES
+
+
+def find_photos(arguments: Iterable[str | Path]) -> list[Path]:
+    """The photo files named by `arguments`, in their order, folders sorted by name; each file once.
+
+    A file is taken whatever its suffix; in folders only files with the suffix of an image are, and hidden ones are
+    skipped. A pattern (`*`, `?`, `[`) that is no file is expanded. Raises UsageError for what does not exist and when
+    nothing is found.
+    """
+    found: dict[Path, None] = {}
+    arguments = list(arguments)
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            found.update(dict.fromkeys(_below(path)))
+        elif path.exists():
+            found[path] = None
+        elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207  (Path.glob wants a relative pattern)
+            for match in map(Path, matches):
+                found.update(dict.fromkeys(_below(match)) if match.is_dir() else {match: None})
+        else:
+            raise UsageError(f"{argument}: there is no such file, folder or pattern")
+    if not found:
+        raise UsageError(f"no photos in {', '.join(map(str, arguments))}: expected files ending in {_suffixes()}")
+    return list(found)
+
+
+def _below(folder: Path) -> list[Path]:
+    photos = []
+    for root, folders, files in os.walk(folder):  # does not follow links to folders, so loops end
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        photos += [
+            Path(root, name)
+            for name in sorted(files)
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    return photos
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(SUFFIXES))

@@ -1,0 +1,347 @@
+"""Any photo -> its score: `Scorer`, and the journal that lets a stopped folder go on.
+
+A photo goes through the backbone that made the model's features, finds its references in the model's pool (never
+itself), and the network predicts the distribution of votes.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milnet.checkpoints import load_model
+from milnet.errors import ArtifactError, ImageError, UsageError
+from milnet.features import Extracted, Extractor, load_extractor
+from milnet.images import MAX_PIXELS, Source
+from milnet.metrics import check_distributions
+from milnet.recipes import Model
+from milnet.version import __version__
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A rated photo that was consulted: id, likeness (cosine), how people voted, and what it did to the score."""
+
+    id: str
+    similarity: float
+    votes: tuple[float, ...]  # how many chose each value
+    influence: float | None = None  # in units of the score; None where the recipe cannot tell
+
+
+@dataclass(frozen=True)
+class Score:
+    """What milnet says about one photo. All scores are in units of the model's values (for example 1..7)."""
+
+    photo: str
+    score: float  # mean of the predicted distribution
+    low: float | None  # 90 % interval for the mean of a large panel, None where the recipe has none
+    high: float | None
+    spread: float  # standard deviation of the predicted distribution: how much viewers will disagree
+    percentile: float | None  # 100 x share of pool photos whose out-of-fold predicted score is lower
+    folder_percentile: float | None  # the same among the photos of this call
+    unlike: float | None  # how far outside the pool, None where the recipe has none
+    distribution: tuple[float, ...]  # share of votes at each value
+    own: float | None  # score of the photo without its references
+    references: tuple[Reference, ...]
+    values: tuple[float, ...]
+    model: str  # digest of the model
+    milnet: str = __version__
+
+    def row(self) -> dict[str, Any]:
+        """The columns of the output files, in their order."""
+        return {
+            "photo": self.photo,
+            "score": self.score,
+            "low": self.low,
+            "high": self.high,
+            "spread": self.spread,
+            "percentile": self.percentile,
+            "folder_percentile": self.folder_percentile,
+            "unlike": self.unlike,
+            **{f"p_{value:g}": p for value, p in zip(self.values, self.distribution, strict=True)},
+            "own": self.own,
+            "references": json.dumps([reference.__dict__ for reference in self.references]),
+            "model": self.model,
+            "milnet": self.milnet,
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photo that could not be scored, and why."""
+
+    photo: str
+    reason: str
+
+
+class Scorer:
+    """A model with its backbone: `Scorer.load(MODEL).score([...])`."""
+
+    def __init__(self, model: Model, extractor: Extractor, digest: str, *, device: str = "cpu") -> None:
+        self.model, self.extractor, self.digest, self.device = model, extractor, digest, device
+        nodes, semantic = model.features["nodes"], model.features["semantic"]
+        if nodes["extraction"] != semantic["extraction"]:
+            raise UsageError("scoring photos needs semantic and node features of one extraction; this model has two")
+        self._spans = {role: slice(*model.features[role]["span"]) for role in ("nodes", "semantic")}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        weights: str | Path | None = None,
+        device: str = "cpu",
+        offline: bool = False,
+        batch: int | None = None,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Scorer:
+        """Load a MODEL folder and the backbone its features were made with.
+
+        `weights`: where the backbone's weights are now; by default where they were at training, else the hub's cache.
+        Raises ArtifactError for a folder that is no model, WeightsError when the backbone's weights are missing or not
+        the same.
+        """
+        fitted, manifest = load_model(Path(model), device=device)
+        nodes = fitted.features["nodes"]
+        source = str(weights) if weights is not None else str(nodes["weights"])
+        if source.startswith("hub:"):
+            source = "cached" if offline else "hub"
+        elif not source.startswith("random:") and source not in ("cached", "hub") and not Path(source).exists():
+            raise ArtifactError(
+                f"the model's backbone weights were at {source}, which is not there any more: pass --weights FILE "
+                f"with the file whose weights have sha256 {nodes['extraction']['weights'][:12]}..."
+            )
+        extractor = load_extractor(
+            nodes["extraction"],
+            source,
+            offline=offline,
+            device=device,
+            batch=batch,
+            workers=workers,
+            max_pixels=max_pixels,
+        )
+        return cls(fitted, extractor, manifest.digest, device=device)
+
+    def score(self, photos: Sequence[Source] | Source, *, progress: Progress | None = None) -> list[Score]:
+        """Score paths, bytes, PIL images or arrays (HWC uint8 RGB in [0, 255]), one or many, in their order.
+
+        Raises ImageError for the first photo that cannot be read; `stream` goes on instead.
+        """
+        several: list[Source] = list(photos) if isinstance(photos, list | tuple) else [photos]  # type: ignore[list-item]
+        found: dict[int, Score] = {}
+        for key, result in self.stream(enumerate(several)):
+            if isinstance(result, Failure):
+                raise ImageError(result.photo, result.reason)
+            found[key] = result
+            if progress is not None:
+                progress(len(found), len(several), "photos")
+        return with_folder_percentiles([found[i] for i in range(len(several))])
+
+    def stream(self, items: Iterable[tuple[Any, Source]]) -> Iterator[tuple[Any, Score | Failure]]:
+        """Yield (key, Score or Failure) for each (key, source), as they are made, not in their order."""
+        names: dict[Any, str] = {}
+
+        def named() -> Iterator[tuple[Any, Source]]:
+            for key, source in items:
+                names[key] = str(source) if isinstance(source, str | Path) else f"<{type(source).__name__} {key}>"
+                yield key, source
+
+        waiting: list[Extracted[Any]] = []
+        for result in self.extractor.stream(named()):
+            if result.error is not None:
+                yield result.key, Failure(names.pop(result.key), result.error.reason)
+                continue
+            waiting.append(result)
+            if len(waiting) == self.extractor.batch:
+                yield from self._score(waiting, names)
+                waiting = []
+        if waiting:
+            yield from self._score(waiting, names)
+
+    def _score(self, batch: list[Extracted[Any]], names: dict[Any, str]) -> list[tuple[Any, Score | Failure]]:
+        features = np.stack([result.features for result in batch if result.features is not None])
+        pixels = [result.pixels for result in batch]
+        scores = self.score_features(
+            features[:, self._spans["nodes"]],
+            features[:, self._spans["semantic"]],
+            photos=[names.pop(result.key) for result in batch],
+            pixels=pixels,
+        )
+        return [(result.key, score) for result, score in zip(batch, scores, strict=True)]
+
+    def score_features(
+        self,
+        nodes: NDArray[np.float32],
+        semantic: NDArray[np.float32],
+        *,
+        photos: Sequence[str],
+        pixels: Sequence[str] | None = None,
+    ) -> list[Score]:
+        """Scores from node features [n, D] and semantic features [n, Ds], as the model's backbone makes them."""
+        model = self.model
+        references = model.find(semantic, pixels=pixels, device=self.device)
+        p = model.predict(nodes, references, device=self.device)
+        check_distributions(p)
+        scores = p @ model.values
+        spreads = np.sqrt((p * (model.values[None] - scores[:, None]) ** 2).sum(1))
+        percentiles = model.percentile(scores)
+        values = tuple(model.values.tolist())
+        return [
+            Score(
+                photo=photos[i],
+                score=float(scores[i]),
+                low=None,
+                high=None,
+                spread=float(spreads[i]),
+                percentile=None if np.isnan(percentiles[i]) else float(percentiles[i]),
+                folder_percentile=None,
+                unlike=None,
+                distribution=tuple(p[i].tolist()),
+                own=float(scores[i]) if references is None else None,
+                references=()
+                if references is None
+                else self._references(references.index[i], references.similarity[i]),
+                values=values,
+                model=self.digest,
+            )
+            for i in range(len(p))
+        ]
+
+    def _references(self, index: NDArray[np.int64], similarity: NDArray[np.float32]) -> tuple[Reference, ...]:
+        pool = self.model.pool
+        return tuple(
+            Reference(
+                pool.ids[i], round(float(s), 6), tuple((pool.distributions[i] * pool.totals[i]).round(6).tolist())
+            )
+            for i, s in zip(index, similarity, strict=True)
+            if i >= 0
+        )
+
+
+def with_folder_percentiles(scores: Sequence[Score]) -> list[Score]:
+    """The same scores, each with 100 x the share of the others of this call that score lower (ties half)."""
+    if len(scores) < 2:
+        return list(scores)
+    ordered = np.sort([score.score for score in scores])
+    result = []
+    for score in scores:
+        low, high = (
+            np.searchsorted(ordered, [score.score], "left")[0],
+            np.searchsorted(ordered, [score.score], "right")[0],
+        )
+        ties = high - low - 1  # without the photo itself
+        result.append(replace(score, folder_percentile=float(100 * (low + ties / 2) / (len(ordered) - 1))))
+    return result
+
+
+class Journal:
+    """Scores written down as they are made, so that a stopped run goes on where it was (SQLite, write-ahead log).
+
+    An entry counts for a file of the same path, size and time of change, and the same model. `commit` is called every
+    few photos: a killed process loses at most those.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path, self.model = path, model
+        try:
+            self.database = sqlite3.connect(path)
+            self.database.execute("PRAGMA journal_mode=WAL")
+            self.database.execute(
+                "CREATE TABLE IF NOT EXISTS scores "
+                "(photo TEXT, state TEXT, model TEXT, score TEXT, PRIMARY KEY (photo, model))"
+            )
+        except sqlite3.DatabaseError as error:
+            raise ArtifactError(f"{path} is no journal of milnet ({error}): remove it and run again") from error
+
+    @staticmethod
+    def state(path: Path) -> str:
+        """What must not have changed since the score was made."""
+        info = path.stat()
+        return f"{info.st_size}/{info.st_mtime_ns}"
+
+    def get(self, photo: Path) -> Score | None:
+        """The score of an unchanged photo by this model, if it is here."""
+        row = self.database.execute(
+            "SELECT state, score FROM scores WHERE photo = ? AND model = ?", (str(photo), self.model)
+        ).fetchone()
+        if row is None or row[0] != self.state(photo):
+            return None
+        return _score_from(json.loads(row[1]))
+
+    def put(self, photo: Path, score: Score) -> None:
+        """Write a score down."""
+        data = {**score.__dict__, "references": [reference.__dict__ for reference in score.references]}
+        self.database.execute(
+            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
+            (str(photo), self.state(photo), self.model, json.dumps(data)),
+        )
+
+    def commit(self) -> None:
+        """Make what was put lasting."""
+        self.database.commit()
+
+    def close(self, *, remove: bool) -> None:
+        """Close; with `remove` the work is finished and the file goes."""
+        self.database.commit()
+        self.database.close()
+        if remove:
+            for suffix in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+
+def _score_from(data: Mapping[str, Any]) -> Score:
+    references = tuple(Reference(**{**item, "votes": tuple(item["votes"])}) for item in data["references"])
+    return Score(
+        **{
+            **data,
+            "references": references,
+            "distribution": tuple(data["distribution"]),
+            "values": tuple(data["values"]),
+        }
+    )
+
+
+def score_files(
+    scorer: Scorer, photos: Sequence[Path], journal: Journal | None = None, *, progress: Progress | None = None
+) -> tuple[list[Score], list[Failure]]:
+    """Score files in their order: the scores of the good ones, the bad ones as failures.
+
+    What the journal has is not done again.
+    """
+    found: dict[Path, Score] = {}
+    failures: list[Failure] = []
+    todo: list[Path] = []
+    for photo in photos:
+        known = journal.get(photo) if journal is not None and photo.exists() else None
+        if known is None:
+            todo.append(photo)
+        else:
+            found[photo] = known
+    done = len(found)
+    if progress is not None:
+        progress(done, len(photos), "photos")
+    for photo, result in scorer.stream((photo, photo) for photo in todo):
+        if isinstance(result, Failure):
+            failures.append(result)
+        else:
+            found[photo] = result
+            if journal is not None:
+                journal.put(photo, result)
+                if len(found) % 16 == 0:
+                    journal.commit()
+        done += 1
+        if progress is not None:
+            progress(done, len(photos), "photos")
+    order = {str(photo): i for i, photo in enumerate(photos)}
+    failures.sort(key=lambda failure: order[failure.photo])
+    return with_folder_percentiles([found[photo] for photo in photos if photo in found]), failures
