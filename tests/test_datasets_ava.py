@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from pathlib import Path
 
@@ -325,9 +324,8 @@ def test_as_many_rows_as_the_release(tmp_path):
     assert table.source["test_photos"] == 20_000 and table.source["train_photos"] == n - 20_000
 
 
-@pytest.mark.skipif("MILNET_TEST_DATA" not in os.environ, reason="MILNET_TEST_DATA is not set")
-def test_real_labels():
-    folder = Path(os.environ["MILNET_TEST_DATA"]) / "data" / "ava"
+def test_real_labels(test_data: Path):
+    folder = test_data / "data" / "ava"
     official = read_ava(folder, Problems()).table
     ilg = read_ava(folder, Problems(), protocol="19998").table
     assert len(official) == len(ilg) == 48_604

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +151,8 @@ def test_headers_and_missing_files(folder):
         read_oasis(folder, Problems(), OasisOptions(images=folder / "none"))
 
 
-@pytest.mark.skipif("MILNET_TEST_DATA" not in os.environ, reason="MILNET_TEST_DATA is not set")
-def test_the_oasis_photos():
-    folder = Path(os.environ["MILNET_TEST_DATA"]) / "data" / "oasis"
+def test_the_oasis_photos(test_data: Path):
+    folder = test_data / "data" / "oasis"
     table = read_oasis(folder, Problems()).table
     assert len(table) == 677 and len(table.values) == 7 and len(set(table.column("theme"))) == 212
     assert table.threshold == 4 and set(table.column("fold_random")) == set("01234")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -391,10 +390,9 @@ def test_any_damage_is_a_defect_or_harmless(tmp_path_factory, text, changes):
         assert load_table(file.parent / "data")[0].ids == imported.table.ids
 
 
-@pytest.mark.skipif("MILNET_TEST_DATA" not in os.environ, reason="MILNET_TEST_DATA is not set")
-def test_ratings_one_by_one_are_the_votes():
+def test_ratings_one_by_one_are_the_votes(test_data: Path):
     """Two files of the same data, read by two readers."""
-    folder = Path(os.environ["MILNET_TEST_DATA"]) / "data" / "oasis"
+    folder = test_data / "data" / "oasis"
     oasis = read_oasis(folder, Problems()).table
     imported = read_dataset("table", folder / "ratings.csv", Problems(), TableOptions(images=folder / "images"))
     assert "129,267 ratings by 757 raters" in imported.report

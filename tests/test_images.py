@@ -21,9 +21,6 @@ from milnet import images
 from milnet.errors import ImageError, UsageError
 from milnet.images import header_size, input_size, open_photo, resize_crop, resize_whole, to_array
 
-DATA = os.environ.get("MILNET_TEST_DATA")
-needs_photos = pytest.mark.skipif(DATA is None, reason="needs real photos: set MILNET_TEST_DATA")
-
 
 def photo(width: int = 60, height: int = 40, seed: int = 0) -> NDArray[np.uint8]:
     """Smooth colours with soft edges, like a small photo; no two sides or corners are alike. HWC."""
@@ -742,10 +739,9 @@ def test_reduced_pixels_on_smooth_photos(long: int) -> None:
     assert draft_difference(encode(array, "JPEG", quality=90), 160) <= DRAFT_TOLERANCE
 
 
-@needs_photos
 @pytest.mark.parametrize("long", [1300, 2600])
-def test_reduced_pixels_on_real_photos(long: int) -> None:
-    for path in sorted((Path(str(DATA)) / "data/oasis/images").iterdir())[5::120]:
+def test_reduced_pixels_on_real_photos(long: int, test_data: Path) -> None:
+    for path in sorted((test_data / "data/oasis/images").iterdir())[5::120]:
         large = open_photo(path).pixels.resize((long, long * 4 // 5), Image.Resampling.LANCZOS)
         assert draft_difference(encode(large, "JPEG", quality=90), 320) <= DRAFT_TOLERANCE
 
@@ -831,9 +827,8 @@ def test_threads_give_what_one_gives() -> None:
     assert found == expected * 8
 
 
-@needs_photos
-def test_real_photos() -> None:
-    paths = sorted((Path(str(DATA)) / "data/oasis/images").iterdir())
+def test_real_photos(test_data: Path) -> None:
+    paths = sorted((test_data / "data/oasis/images").iterdir())
     assert len(paths) == 677
     profiled = 0
     for path in [*paths[::23], *(path for path in paths if path.name == "Monkey3.jpg")]:

@@ -66,7 +66,8 @@ class Backbone(nn.Module):
             features = self.network.forward_features((x.float() - self.mean) / self.std)  # type: ignore[operator]
             last = self.network.forward_head(features, pre_logits=True)  # type: ignore[operator]
         except (AssertionError, RuntimeError) as error:
-            if "size" not in str(error).lower() and "shape" not in str(error).lower():
+            # timm asserts the input's size in many words; torch says size or shape
+            if isinstance(error, RuntimeError) and not any(word in str(error).lower() for word in ("size", "shape")):
                 raise
             raise UsageError(
                 f"{self.name} does not take an input of {x.shape[3]}x{x.shape[2]} pixels ({error}): "

@@ -58,6 +58,7 @@ def save_model(
                 "threshold": model.threshold,
                 "side": model.side,
                 "group": model.group,
+                "near_duplicate": model.pool.near_duplicate,
                 "epochs": model.epochs,
                 "seen": f"{len(model.seen)} photos of {model.table_name}",
             },
@@ -133,6 +134,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
             semantic=semantic,
             nodes=nodes,
             rows=np.arange(len(votes), dtype=np.int64),
+            near_duplicate=config["near_duplicate"],
         )
         seen = tuple(
             (name, digest) for name, _, digest in (line.partition("\t") for line in read_lines(folder / "seen.txt"))

@@ -19,7 +19,7 @@ from milnet.features import FeatureSet, take_rows
 from milnet.metrics import check_distributions
 from milnet.pool import Store, refuse_seen
 from milnet.recipes import Model, Recipe, fit
-from milnet.references import SAME_PHOTO
+from milnet.references import same_photo_limit
 from milnet.results import Predictions
 from milnet.splits import Folds, Split
 from milnet.training import Run
@@ -37,11 +37,15 @@ class SamePhotos:
 
 
 def find_same_photos(table: Table, features: FeatureSet) -> SamePhotos:
-    """Same pixels, or semantic cosine above .97 (up to 20,000 photos; above, by pixels alone)."""
+    """Same pixels, or semantic cosine above .97 where that means something (see `same_photo_limit`).
+
+    Likeness is compared up to 20,000 photos; above, pixels alone decide.
+    """
     pixels = features.pixel_codes()
     if len(table) <= _PAIRS:
+        limit = same_photo_limit(features.semantic, np.flatnonzero(features.readable))
         rows = np.arange(len(table), dtype=np.int64)
-        codes = splits.same_photos(pixels, take_rows(features.semantic, rows), features.readable, SAME_PHOTO)
+        codes = splits.same_photos(pixels, take_rows(features.semantic, rows), features.readable, limit)
     else:
         codes = splits.components(len(table), splits.code_pairs(pixels))
     order = np.argsort(codes, kind="stable")

@@ -21,8 +21,8 @@ def _root(x: Tensor, r: float) -> Tensor:
     """x^(1/r) of x >= 0 with gradient 0 (not infinite) at x = 0."""
     if r == 1:
         return x
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).pow(1 / r), torch.zeros_like(x))
+    zero = x == 0  # and not `x > 0`: a NaN must stay one
+    return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).pow(1 / r))
 
 
 def emd(p: Tensor, q: Tensor, r: float = 2) -> Tensor:

@@ -31,7 +31,7 @@ from milnet.artifacts import (
 )
 from milnet.errors import LeakError, UsageError
 from milnet.features import FeatureSet, take_rows
-from milnet.references import Exclusion, References, Similarity, search
+from milnet.references import SAME_PHOTO, Exclusion, References, Similarity, same_photo_limit, search
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class RatedPool:
     semantic: NDArray[Any]
     nodes: NDArray[Any]
     rows: IntArray
+    near_duplicate: float | None = SAME_PHOTO  # likeness above which a pool photo is the query itself
 
     @staticmethod
     def of(table: Table, features: FeatureSet, rows: IntArray, group: str | None = None) -> RatedPool:
@@ -96,6 +97,7 @@ class RatedPool:
             semantic=features.semantic,
             nodes=features.nodes,
             rows=np.asarray(rows, np.int64),
+            near_duplicate=same_photo_limit(features.semantic, np.asarray(rows, np.int64)),
         )
 
     def __len__(self) -> int:
@@ -146,7 +148,8 @@ class RatedPool:
         if len(open_):
             pool = take_rows(self.semantic, self.rows)
             some = [Exclusion(pair.query[open_], pair.pool) for pair in exclude]
-            rest = search(semantic[open_], pool, k, exclude=some, similarity=similarity, device=device)
+            how: Any = {"similarity": similarity, "near_duplicate": self.near_duplicate, "device": device}
+            rest = search(semantic[open_], pool, k, exclude=some, **how)
             found.index[open_], found.similarity[open_] = rest.index, rest.similarity
         return found
 
@@ -208,6 +211,7 @@ def make_store(
         k,
         exclude=exclude,
         similarity=similarity,
+        near_duplicate=pool.near_duplicate,
         device=device,
         progress=progress,
     )

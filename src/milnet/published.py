@@ -57,9 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(data, Mapping) or not data or not all(isinstance(value, Tensor) for value in data.values()):
         raise WeightsError(f"{path} holds no state dict: expected names with tensors, got {type(data).__name__}")
     state = {str(name): tensor for name, tensor in data.items()}
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
@@ -87,7 +86,7 @@ def graph_from_state(state: Mapping[str, Tensor], where: str = "the checkpoint")
             f"{len(missing)} entries missing ({', '.join(missing[:3])}), "
             f"{len(unknown)} unknown ({', '.join(unknown[:3])}), {len(wrong)} of another size ({', '.join(wrong[:3])})"
         )
-    # Published convolutions are 2-d or 1-d with windows of 1: the numbers are the same, only the shape differs.
+    # Published convolutions have windows of 1 (or 1x1): the same numbers in another shape.
     target.update({ours: state[name].reshape(target[ours].shape) for name, ours in names.items()})
     network.load_state_dict(target)
     return network.eval()

@@ -101,7 +101,7 @@ _LARGE: dict[str, Any] = {
     "epochs": 10, "patience": 10, "refit": False,
 }  # fmt: skip
 _SMALL: dict[str, Any] = {
-    "width": 128, "depth": 3, "dropout": 0.2, "batch": 32, "learning_rate": 1e-3, "weight_decay": 1e-4, "decay": 1.0,
+    "width": 128, "depth": 3, "dropout": 0.5, "batch": 32, "learning_rate": 1e-3, "weight_decay": 1e-4, "decay": 1.0,
     "epochs": 60, "patience": 15, "refit": True,
 }  # fmt: skip
 Network = Single | Graph
@@ -120,7 +120,8 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
             data = tomllib.loads(Path(name).read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise UsageError(f"cannot read the recipe {name}: {error}") from error
-        recipe = _with({"name": Path(name).stem, **data}, load_recipe(data.pop("base", "single")), name)
+        base = load_recipe(data.pop("base", "single"))
+        recipe = _with({"name": Path(name).stem, **data}, base, name)
     else:
         raise UsageError(f"unknown recipe {name!r}: expected {', '.join(RECIPES)} or a FILE.toml")
     changes: dict[str, Any] = {}

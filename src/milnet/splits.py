@@ -70,7 +70,7 @@ def whole(folds: IntArray, groups: IntArray) -> bool:
     """Whether each group lies in one fold."""
     inside = groups >= 0
     pairs = np.unique(np.stack([groups[inside], folds[inside]]), axis=1)
-    return pairs.shape[1] == len(np.unique(groups[inside]))
+    return bool(pairs.shape[1] == len(np.unique(groups[inside])))
 
 
 def never_split(folds: IntArray, groups: IntArray) -> bool:
@@ -168,18 +168,21 @@ def carve(rows: IntArray, share: float, seed: int, groups: IntArray | None = Non
     return np.sort(rows[~inside]), np.sort(rows[inside])
 
 
-def same_photos(pixels: IntArray, semantic: NDArray[np.float32], readable: NDArray[np.bool_], limit: float) -> IntArray:
+def same_photos(
+    pixels: IntArray, semantic: NDArray[np.float32], readable: NDArray[np.bool_], limit: float | None
+) -> IntArray:
     """Codes [N], equal where two rows are the same photo: equal pixel codes, or cosine of `semantic` above `limit`.
 
-    All pairs are compared, in blocks: meant for tables of up to some 20,000 photos.
+    All pairs are compared, in blocks: meant for tables of up to some 20,000 photos. Without a limit pixels decide.
     """
-    rows = np.flatnonzero(readable)
-    x = semantic[rows].astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
     pairs = [code_pairs(pixels)]
-    for start in range(0, len(rows), 1024):
-        first, second = np.nonzero(x[start : start + 1024] @ x.T > limit)
-        pairs.append(np.stack([rows[first + start], rows[second]], axis=1))
+    if limit is not None:
+        rows = np.flatnonzero(readable)
+        x = semantic[rows].astype(np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+        for start in range(0, len(rows), 1024):
+            first, second = np.nonzero(x[start : start + 1024] @ x.T > limit)
+            pairs.append(np.stack([rows[first + start], rows[second]], axis=1))
     return components(len(pixels), np.concatenate(pairs))
 
 

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -233,10 +233,12 @@ def crossvalidate_(
         + (f", never splitting {chosen.group}: its photos do not consult each other" if chosen.group else "")
     )
     split_sets = [ids for ids in same.sets if len({chosen.codes[table.ids.index(i)] for i in ids}) > 1]
-    for ids in split_sets:
-        context.say(
-            f"the same photo: {', '.join(ids)}, in several folds; kept out of training where one of them is tested"
-        )
+    if split_sets:
+        context.say("the same photo in several folds (it is kept out of training where one of its names is tested):")
+        for ids in split_sets[:10]:
+            context.say("  " + _few(ids))
+        if len(split_sets) > 10:
+            context.say(f"  and {len(split_sets) - 10:,} more, see same_photos in the results")
     run = None if output is None else output.with_name(output.name + ".run")
     store = find_store(data, features, training_rows(table), chosen.group)
     began = time.monotonic()
@@ -316,6 +318,11 @@ def convert(
         f"milnet.published.predict takes its node features, milnet evaluate takes DATA with features of that width"
     )
     return {"model": str(output), "digest": manifest.digest, **manifest.counts}
+
+
+def _few(ids: Sequence[str], limit: int = 10) -> str:
+    """Some ids, and how many more there are."""
+    return ", ".join(ids[:limit]) + (f" and {len(ids) - limit:,} more" if len(ids) > limit else "")
 
 
 def command_line() -> str:
