@@ -15,10 +15,10 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from timing import Ratio, alternate, machine
 from torch import Tensor
 
 from milnet.losses import AdaptiveEMD, Loss, PublishedAdaEMD, emd, prefix_l1
+from timing import Ratio, alternate, machine
 
 LoopLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 TOLERANCE = 1e-6  # of loss and gradient, float32
@@ -101,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=128, help="samples in a batch (default 128)")
     parser.add_argument("--bins", type=int, default=10, help="score values (default 10)")
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds, ours and the loop in turn (default 11)")
-    parser.add_argument("--calls", type=int, default=4, help="loop calls a round; ours gets 50 times as many (default 4)")
+    parser.add_argument(
+        "--calls", type=int, default=4, help="loop calls a round; ours gets 50 times as many (default 4)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

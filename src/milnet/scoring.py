@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milnet.checkpoints import load_model
-from milnet.errors import ArtifactError, ImageError, UsageError
+from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.features import Extracted, Extractor, load_extractor
 from milnet.images import MAX_PIXELS, Source
 from milnet.metrics import check_distributions
@@ -107,17 +107,18 @@ class Scorer:
     ) -> Scorer:
         """Load a MODEL folder and the backbone its features were made with.
 
-        `weights`: where the backbone's weights are now; by default where they were at training, else the hub's cache.
+        `weights`: where the backbone's weights are now ("hub" may download them); by default where they were for the
+        features, or the hub's cache.
         Raises ArtifactError for a folder that is no model, WeightsError when the backbone's weights are missing or not
         the same.
         """
         fitted, manifest = load_model(Path(model), device=device)
         nodes = fitted.features["nodes"]
         source = str(weights) if weights is not None else str(nodes["weights"])
-        if source.startswith("hub:"):
-            source = "cached" if offline else "hub"
-        elif not source.startswith("random:") and source not in ("cached", "hub") and not Path(source).exists():
-            raise ArtifactError(
+        if weights is None and source == "hub":
+            source = "cached"  # it was downloaded for the features; here nobody has asked for a download
+        elif weights is None and not source.startswith("random:") and source != "cached" and not Path(source).exists():
+            raise WeightsError(
                 f"the model's backbone weights were at {source}, which is not there any more: pass --weights FILE "
                 f"with the file whose weights have sha256 {nodes['extraction']['weights'][:12]}..."
             )

@@ -309,11 +309,11 @@ def _step(network: nn.Module, loss: Loss, optimizer: Any, accelerator: Any, batc
         log_p = network(batch.photo, batch.pool, batch.index, batch.similarity, batch.keep)
     value = loss(log_p.float().exp(), batch.target)
     if not torch.isfinite(value):
-        raise NumericError(f"the loss is {float(value)}: training diverged; lower the learning rate")
+        raise NumericError(f"the loss is {value.item()}: training diverged; lower the learning rate")
     optimizer.zero_grad()
     accelerator.backward(value)
     optimizer.step()
-    return float(value.detach())
+    return value.item()
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,272 @@
+"""The benchmarks: baselines touch no test label and solve what they say; what is timed computes the same thing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from milnet.annotations import Table, save_table
+from milnet.evaluation import crossvalidate, find_same_photos
+from milnet.features import FeatureSet
+from milnet.recipes import load_recipe
+from milnet.results import write_predictions
+from milnet.splits import Split, find_folds
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+N, S = 60, 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def baselines(path: None) -> Any:
+    return import_module("baselines")
+
+
+def small() -> tuple[Table, FeatureSet]:
+    """Photos whose votes follow their features; two of them, in different folds, are the same photo."""
+    generator = np.random.default_rng(0)
+    semantic = generator.normal(size=(N, 8)).astype(np.float16)
+    nodes = np.concatenate([semantic, generator.normal(size=(N, 4)).astype(np.float16), np.ones((N, 1))], axis=1)
+    votes = 40 * np.exp(-0.5 * (np.arange(S) - 2 - semantic[:, :1]) ** 2) + generator.integers(1, 9, (N, S))
+    themes = tuple(f"t{row // 3}" for row in range(N))
+    columns = {"theme": themes, "fold": tuple(str(row % 3) for row in range(N))}
+    columns["whole"] = tuple(str(row // 3 % 3) for row in range(N))
+    table = Table("small", tuple(f"p{row}" for row in range(N)), votes, np.arange(1.0, S + 1), columns,
+                  groups=("theme",), threshold=3.0)  # fmt: skip
+    pixels = [f"{row:064x}" for row in range(N)]
+    pixels[7] = pixels[0]
+    config = {role: {"digest": "d", "span": [0, 8], "name": "x"} for role in ("semantic", "nodes")}
+    return table, FeatureSet(semantic, nodes.astype(np.float16), tuple(pixels), np.ones(N, np.bool_), config)
+
+
+def tiny(baselines: Any) -> list[Any]:
+    """Every baseline with two values of each setting."""
+    return [replace(one, grid={name: values[1:3] for name, values in one.grid.items()}) for one in baselines.BASELINES]
+
+
+@pytest.mark.parametrize("column", ["fold", "whole"])
+def test_test_votes_are_never_touched(baselines: Any, column: str) -> None:
+    table, features = small()
+    folds = find_folds(table, column)
+    assert folds.group == ("theme" if column == "whole" else None)
+    test = np.flatnonzero(folds.codes == 1)
+    train = np.flatnonzero(folds.codes != 1)
+    same = find_same_photos(table, features).codes
+    missing, permuted = table.votes.copy(), table.votes.copy()
+    missing[test] = np.nan
+    permuted[test] = np.random.default_rng(1).permuted(table.votes[test], axis=1)[::-1]
+    for baseline in tiny(baselines):
+        found = []
+        for votes in (table.votes, missing, permuted):
+            known = replace(table, votes=votes)
+            chosen = baselines.choose(baseline, known, features, train, folds.group, same)
+            split = Split(train, test, folds.group)
+            # also without the blindfold
+            direct = baseline.predict(known, features, split, chosen)
+            p = baselines.predict_blind(baseline, known, features, split, chosen)
+            np.testing.assert_array_equal(direct, p)
+            found.append((chosen, p))
+        for chosen, p in found[1:]:
+            assert chosen == found[0][0]
+            np.testing.assert_array_equal(p, found[0][1])
+        # and the votes of the training photos do matter
+        other = replace(table, votes=np.roll(table.votes, 1, axis=1))
+        assert not np.allclose(baselines.predict_blind(baseline, other, features, split, chosen), p)
+
+
+def test_a_predictor_sees_no_votes_but_those_of_training(baselines: Any) -> None:
+    table, features = small()
+    train, test = np.arange(40), np.arange(45, N)
+    seen: list[Table] = []
+
+    def predict(table: Table, *_: Any) -> np.ndarray:
+        seen.append(table)
+        return np.full((len(test), S), 1 / S)
+
+    baselines.predict_blind(baselines.Baseline("spy", predict), table, features, Split(train, test), {})
+    assert np.isnan(seen[0].votes[40:]).all()
+    np.testing.assert_array_equal(seen[0].votes[:40], table.votes[:40])
+
+
+def test_crossvalidate_has_the_splits_of_milnet(baselines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same photos are trained on, tested and left out as twins."""
+    table, features = small()
+    readable = features.readable.copy()
+    readable[11] = False
+    features = replace(features, readable=readable)
+    folds = find_folds(table, "fold")
+    ours: list[Split] = []
+    theirs: list[Split] = []
+
+    def spy(table: Table, features: FeatureSet, split: Split, setting: Any) -> np.ndarray:
+        ours.append(split)
+        return np.full((len(split.test), S), 1 / S)
+
+    def fit(recipe: Any, table: Table, features: FeatureSet, split: Split, *_: Any, **__: Any) -> None:
+        theirs.append(split)
+        raise StopIteration
+
+    same = find_same_photos(table, features)
+    baselines.crossvalidate(baselines.Baseline("spy", spy), table, features, folds, same.codes)
+    monkeypatch.setattr("milnet.evaluation.fit", fit)
+    for fold in range(3):
+        only = replace(folds, names=folds.names[fold : fold + 1], codes=np.where(folds.codes == fold, 0, 1))
+        with pytest.raises(StopIteration):
+            crossvalidate(load_recipe("single"), table, features, only, [0])
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a.train, b.train[readable[b.train]])  # fit leaves the unreadable out
+        np.testing.assert_array_equal(a.test, b.test)
+    assert 0 not in ours[1].train and 7 in ours[1].test and 7 not in ours[0].train
+
+
+def test_choose_takes_the_lowest_inner_error(baselines: Any) -> None:
+    table, features = small()
+    truth = table.distributions
+
+    def predict(table: Table, features: FeatureSet, split: Split, setting: Any) -> np.ndarray:
+        mixed: np.ndarray = (1 - setting["off"]) * truth[split.test] + setting["off"] / S
+        return mixed
+
+    baseline = baselines.Baseline("x", predict, {"off": (0.5, 0.1, 0.9)})
+    same = find_same_photos(table, features).codes
+    assert baselines.choose(baseline, table, features, np.arange(40), "theme", same) == {"off": 0.1}
+
+
+def test_ridge_solves_its_least_squares(baselines: Any) -> None:
+    table, features = small()
+    train, test = np.arange(40), np.arange(40, N)
+    strength = 0.7
+    x = features.nodes.astype(np.float64)
+    deviation = x[train].std(0)
+    x = (x - x[train].mean(0)) / np.where(deviation > 0, deviation, 1)
+    width = x.shape[1]
+    # an unpenalised intercept, and a row a feature that pulls its weight to 0
+    left = np.block([[x[train], np.ones((40, 1))], [np.sqrt(strength * width) * np.eye(width), np.zeros((width, 1))]])
+    weights = np.linalg.lstsq(left, np.concatenate([table.distributions[train], np.zeros((width, S))]), rcond=None)[0]
+    raw = np.column_stack([x[test], np.ones(len(test))]) @ weights
+    expected = raw.clip(0) / raw.clip(0).sum(1, keepdims=True)
+    got = baselines.ridge(table, features, Split(train, test), {"ridge": strength})
+    np.testing.assert_allclose(got, expected, atol=1e-6)  # the standardiser's moments are float32
+
+
+def test_kernel_ridge_solves_its_system(baselines: Any) -> None:
+    table, features = small()
+    train, test = np.arange(40), np.arange(40, N)
+    x = features.semantic.astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    kernel = np.exp(-2 * ((x[:, None] - x[None]) ** 2).sum(2))
+    true = table.distributions[train]
+    weights = np.linalg.inv(kernel[:40, :40] + 0.1 * np.eye(40)) @ (true - true.mean(0))
+    raw = kernel[40:, :40] @ weights + true.mean(0)
+    expected = raw.clip(0) / raw.clip(0).sum(1, keepdims=True)
+    got = baselines.kernel_ridge(table, features, Split(train, test), {"gamma": 2, "ridge": 0.1})
+    np.testing.assert_allclose(got, expected, atol=1e-9)
+
+
+def test_neighbours_weigh_by_softmax(baselines: Any) -> None:
+    table, features = small()
+    train, test = np.arange(8, 40), np.array([0, 50])
+    x = features.semantic.astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    got = baselines.neighbours(table, features, Split(train, test), {"k": 3, "sharpness": 10})
+    for row, p in zip(test, got, strict=True):
+        cosine = x[train] @ x[row]
+        nearest = np.argsort(-cosine)[:3]
+        weights = np.exp(10 * cosine[nearest])
+        expected = weights @ table.distributions[train[nearest]] / weights.sum()
+        np.testing.assert_allclose(p, expected, atol=1e-6)  # similarities are float32
+    more = baselines.neighbours(table, features, Split(train[:2], test), {"k": 5, "sharpness": 0})
+    np.testing.assert_allclose(more, np.tile(table.distributions[train[:2]].mean(0), (2, 1)), atol=1e-12)
+
+
+def test_baselines_command(baselines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    table, features = small()
+    save_table(table, tmp_path / "data", inputs={})
+    monkeypatch.setattr(baselines, "load_feature_set", lambda *_, **__: features)
+    monkeypatch.setattr(baselines, "BASELINES", tiny(baselines))
+    folds = find_folds(table, "fold")
+    same = find_same_photos(table, features)
+    recipe = load_recipe("single", ["epochs=1", "width=4"])
+    predictions, _ = crossvalidate(recipe, table, features, folds, [0, 1], same=same)
+    against, other = tmp_path / "results.predictions.csv", tmp_path / "other.csv"
+    write_predictions(against, table, predictions)
+    write_predictions(other, table, replace(predictions, fold_names=("a", "b", "c")))
+    names = [folds.names[code] for code in predictions.fold]
+    runs = baselines.read_predictions(against, table, predictions.rows, names)
+    np.testing.assert_array_equal(np.stack(runs), predictions.distributions)
+    assert baselines.read_predictions(other, table, predictions.rows, names) is None
+
+    output = tmp_path / "baselines.json"
+    common = [str(tmp_path / "data"), "--folds", "whole", "--folds", "fold"]
+    baselines.main([*common, "--against", str(against), "-o", str(output)])
+    results = json.loads(output.read_text())
+    assert results["kind"] == "baselines" and "--folds whole" in results["command"]
+    rows = {(row["folds"]["label"], row["baseline"]): row for row in results["rows"]}
+    assert len(rows) == 8
+    assert rows["whole", "ridge"]["against"] == {}
+    ridge = rows["fold", "ridge"]
+    assert set(ridge["chosen"]) == {"0", "1", "2"} and set(ridge["chosen"]["0"]) == {"ridge"}
+    assert ridge["metrics"]["srcc"]["mean"] > 0.5 > abs(rows["fold", "constant"]["metrics"]["srcc"]["mean"])
+    found = ridge["against"][str(against)]["emd2"]
+    assert found["low"] < found["difference"] < found["high"]
+    text = capsys.readouterr().out
+    assert "never splitting theme" in text and "ridge chose, fold by fold: ridge=" in text and "baseline minus" in text
+
+    with pytest.raises(SystemExit, match=r"other\.csv: photos or folds other than those of whole, fold"):
+        baselines.main([*common, "--against", str(other)])
+    against.write_text("photo,seed\np0,0\n")
+    with pytest.raises(SystemExit, match=r"no predictions\.csv of small: it has no column fold, p_1"):
+        baselines.main([*common, "--against", str(against)])
+
+
+def test_losses_command(path: None, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = import_module("losses")
+    losses.main(["--batch", "6", "--rounds", "2", "--calls", "1"])  # raises unless loss and gradient agree
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("ratio: ") and lines[-1].endswith("over 2 rounds)")
+    monkeypatch.setattr(losses, "loop_published", losses.loop_adaptive)
+    with pytest.raises(SystemExit, match="PublishedAdaEMD: loss or gradient differ by"):
+        losses.main(["--batch", "6", "--rounds", "1", "--calls", "1"])
+
+
+def test_batches_command(path: None, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = import_module("batches")
+    small = ["--photos", "50", "--width", "16", "--batch", "8", "--batches", "2", "--rounds", "2"]
+    batches.main([*small, "--folder", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("ratio: ") and "memory map: ours" in lines[-2] and "in memory: ours" in lines[-3]
+    assert not list(tmp_path.iterdir())
+    _, mapped, memory = batches.make_both(tmp_path, 50, 16, np.random.default_rng(0))
+    assert mapped._photos.tensor is None and memory._photos.tensor is not None
+    assert isinstance(mapped._photos.array, np.memmap)
+    monkeypatch.setattr(batches, "TOLERANCE", 1e-9)
+    with pytest.raises(SystemExit, match="the batches differ by"):
+        batches.main(small)
+
+
+@pytest.mark.parametrize("name", ["timing", "baselines", "losses", "batches"])
+def test_names_are_free(path: None, name: str) -> None:
+    """The scripts import each other by bare names: nothing else may answer to them."""
+    assert Path(str(import_module(name).__file__)) == FOLDER / f"{name}.py"
+    assert name in sys.modules

@@ -1,0 +1,231 @@
+"""The commands, end to end, as a user runs them: made photos, an untrained backbone, real files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import made
+import polars
+import pytest
+import torch
+
+pytestmark = made.needs_timm
+BACKBONE = ["--backbone", "timm/test_resnet", "--weights", "random:0", "--size", "64"]
+SMALL = ["--set", "width=8", "--set", "depth=1", "--set", "epochs=3", "--set", "batch=16", "--set", "calibration_folds=2"]
+
+
+def milnet(*arguments: object, code: int = 0, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command; its exit code must be `code`."""
+    command = [sys.executable, "-c", "from milnet.cli import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """votes.csv, photos, DATA with features, and a trained MODEL."""
+    folder = tmp_path_factory.mktemp("cli")
+    table = made.table(60)
+    made.photo_folder(folder / "photos", table)
+    made.votes_csv(folder / "votes.csv", table)
+    said = milnet("import", "table", folder / "votes.csv", "--images", folder / "photos", "--group-columns", "theme", "-o",
+                  folder / "data").stdout  # fmt: skip
+    assert "60 photos, 5 values 1..5" in said
+    assert "60 photos x" in milnet("features", folder / "data", *BACKBONE).stdout
+    assert "references from a pool of 45" in milnet("references", folder / "data", "-k", 20).stdout
+    said = milnet("train", folder / "data", "-o", folder / "model", *SMALL).stdout
+    assert "published on 45 photos" in said
+    assert not (folder / "model.run").exists()
+    return folder
+
+
+def test_the_seed_decides_a_trained_model(place: Path, tmp_path: Path) -> None:
+    digests = [
+        json.loads(milnet("train", place / "data", "-o", tmp_path / name, *SMALL, "--json", "--seed", seed).stdout)["digest"]
+        for name, seed in (("a", 0), ("b", 1))
+    ]
+    assert json.loads((place / "model" / "manifest.json").read_text())["digest"] == digests[0] != digests[1]
+
+
+def test_score(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "photos", tmp_path / "in" / "sub")
+    (tmp_path / "in" / "bad.jpg").write_text("no image")
+    (tmp_path / "in" / "wrong.jpg").write_bytes((place / "photos" / "photo000.png").read_bytes())  # a PNG by content
+    out = tmp_path / "scores.csv"
+    done = milnet("score", tmp_path / "in", "--model", place / "model", "-o", out, code=1)
+    assert "not scored" in done.stderr
+    assert "bad.jpg" in done.stderr
+    assert "published of" in done.stdout
+    assert len(polars.read_csv(out)) == 61
+    errors = polars.read_csv(tmp_path / "scores.errors.csv")
+    assert errors["photo"].to_list() == [str(tmp_path / "in" / "bad.jpg")]
+    (tmp_path / "in" / "bad.jpg").unlink()
+    for name in ("scores.csv", "scores.jsonl", "scores.parquet"):
+        milnet("score", tmp_path / "in", "--model", place / "model", "-o", tmp_path / name)
+    assert not (tmp_path / "scores.errors.csv").exists()
+    assert len(polars.read_parquet(tmp_path / "scores.parquet")) == 61
+    assert not list(tmp_path.glob("*.journal*"))
+    result = json.loads(milnet("score", tmp_path / "in" / "wrong.jpg", "--model", place / "model", "--json").stdout)
+    assert result["scores"][0]["photo"].endswith("wrong.jpg")
+    assert milnet("score", tmp_path / "in", "--model", place / "model", "--quiet").stdout == ""
+
+
+def test_score_goes_on_after_a_kill(place: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
+    (tmp_path / "in").mkdir()
+    for i in range(150):
+        made.photo(2000 + i, 320, 240).save(tmp_path / "in" / f"{i:03}.png")
+    milnet("score", tmp_path / "in", "--model", place / "model", "-o", whole)
+    command = [sys.executable, "-c", "from milnet.cli import main; main()", "score", str(tmp_path / "in"), "--model",
+               str(place / "model"), "-o", str(cut)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "cut.csv.journal-wal"
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 30_000):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not cut.exists()
+    milnet("score", tmp_path / "in", "--model", place / "model", "-o", cut)
+    first, second = polars.read_csv(whole), polars.read_csv(cut)
+    assert first["photo"].to_list() == second["photo"].to_list()
+    assert (first["score"] - second["score"]).abs().max() < 1e-5
+
+
+def test_evaluate(place: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(place / "data", data)
+    done = milnet("evaluate", place / "model", data, "-o", tmp_path / "test.json")
+    assert "15 photos" in done.stdout
+    assert "for the first time" in done.stdout
+    assert "2 times" in milnet("evaluate", place / "model", data).stdout
+    results = json.loads((tmp_path / "test.json").read_text())
+    assert results["kind"] == "evaluation"
+    assert results["command"].startswith("milnet evaluate")
+    assert (tmp_path / "test.predictions.csv").exists()
+    refused = milnet("evaluate", place / "model", data, "--split", "train", code=2).stderr
+    assert "45 of 45 test photos were seen in training by the model" in refused
+    assert "no photo has split = 'valid'; there are: test, train" in milnet(
+        "evaluate", place / "model", data, "--split", "valid", code=2
+    ).stderr
+
+
+def test_crossvalidate(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    done = milnet("crossvalidate", place / "data", "--recipe", "single", *SMALL, "--against", "published", "--folds",
+                  "fold_theme", "--seeds", 1, "-o", out)  # fmt: skip
+    assert "never splitting theme" in done.stdout
+    assert "single minus published, paired" in done.stdout
+    results = json.loads(out.read_text())
+    assert results["folds"] == {"label": "fold_theme", "names": ["0", "1", "2"], "group": "theme"}
+    assert set(results["against"]["difference"]["srcc"]) == {"difference", "low", "high", "real"}
+    assert not (tmp_path / "results.json.run").exists()
+    for folds, text in (("none", "neither a column"), ("1", "expected 2 to"), ("split", None)):
+        done = milnet("crossvalidate", place / "data", *SMALL, "--folds", folds, "--seeds", 1, code=2 if text else 0)
+        assert text is None or text in done.stderr
+
+
+def test_train_says_what_is_in_the_way(place: Path, tmp_path: Path) -> None:
+    assert "exists already" in milnet("train", place / "data", "-o", place / "model", code=2).stderr
+    (tmp_path / "m.run").mkdir()
+    refused = milnet("train", place / "data", "-o", tmp_path / "m", code=2).stderr
+    assert "pass --resume to go on, or --overwrite to start anew" in refused
+    assert "no photo has split = 'x'" in milnet("train", place / "data", "-o", tmp_path / "n", "--split", "x", code=2).stderr
+
+
+def test_tensorboard(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    milnet("train", place / "data", "-o", tmp_path / "m", *SMALL, "--tensorboard")
+    assert list((tmp_path / "m.tensorboard").glob("events*"))
+
+
+def test_convert(place: Path, tmp_path: Path) -> None:
+    from milnet.published import published_names
+
+    network = __import__("milnet.model.graph", fromlist=["Graph"]).Graph(12, 5, width=4, depth=1)
+    state = network.state_dict()
+    torch.save({theirs: state[ours] for theirs, ours in published_names(1).items()}, tmp_path / "published.pth")
+    assert "parameters from published.pth" in milnet("convert", tmp_path / "published.pth", "-o", tmp_path / "m").stdout
+    refused = milnet("score", place / "photos", "--model", tmp_path / "m", code=2).stderr
+    assert "it has no pool and no backbone, so it cannot see photos" in refused
+    refused = milnet("evaluate", tmp_path / "m", place / "data", code=2).stderr
+    assert "takes 12 node features" in refused
+
+
+def test_a_converted_checkpoint_is_evaluated(place: Path, tmp_path: Path) -> None:
+    from milnet.published import published_names
+
+    manifest = json.loads(next((place / "data" / "features").glob("*/manifest.json")).read_text())
+    width = max(end for _, end in manifest["config"]["ranges"].values())
+    network = __import__("milnet.model.graph", fromlist=["Graph"]).Graph(width, 5, width=4, depth=1)
+    state = network.state_dict()
+    torch.save({theirs: state[ours] for theirs, ours in published_names(1).items()}, tmp_path / "published.pth")
+    milnet("convert", tmp_path / "published.pth", "-o", tmp_path / "m")
+    shutil.copytree(place / "data", tmp_path / "data")
+    done = milnet("evaluate", tmp_path / "m", tmp_path / "data")
+    assert "15 photos" in done.stdout
+    assert "unknown (published.pth); a leak cannot be checked" in done.stderr
+
+
+def test_import_reports_defects(place: Path, tmp_path: Path) -> None:
+    lines = (place / "votes.csv").read_text().splitlines()
+    lines[7] = lines[7].rsplit(",", 1)[0] + ",-3"
+    (tmp_path / "broken.csv").write_text("\n".join(lines) + "\n")
+    refused = milnet("import", "table", tmp_path / "broken.csv", "-o", tmp_path / "d", code=2).stderr
+    assert "broken.csv, line 8: " in refused
+    assert not (tmp_path / "d").exists()
+    done = milnet("import", "table", tmp_path / "broken.csv", "-o", tmp_path / "d", "--keep-going", code=1)
+    assert "skipped: " in done.stderr
+    assert "59 photos" in done.stdout
+    assert "--labels: not an option of the format table" in milnet(
+        "import", "table", place / "votes.csv", "-o", tmp_path / "e", "--labels", "x", code=2
+    ).stderr
+    assert "there is no format 'avva'" in milnet("import", "avva", place, "-o", tmp_path / "e", code=2).stderr
+
+
+def test_features_say_what_is_wrong(place: Path, tmp_path: Path) -> None:
+    data = place / "data"
+    for options, text in (
+        (["--backbone", "pocket"], "unknown backbone 'pocket': expected timm/MODEL"),
+        (["--backbone", "timm/mobilenetv2_1000"], "timm has no model 'mobilenetv2_1000'; similar: mobile"),
+        (["--backbone", "timm/test_resnet", "--weights", "none.safetensors"], "expected a safetensors file"),
+        (["--backbone", "timm/test_resnet", "--fit", "squash"], "expected whole or crop"),
+        (["--backbone", "timm/test_resnet", "--weights", "random:x"], "expected random:SEED"),
+        (BACKBONE, "exists already"),
+    ):
+        assert text in milnet("features", data, *options, code=2).stderr
+    refused = milnet("features", data, "--backbone", "timm/resnet18", "--weights", "hub", "--offline", code=2).stderr
+    assert "--offline forbids downloading" in refused
+    assert "pass --weights FILE" in refused
+
+
+def test_bad_photos_are_counted(place: Path, tmp_path: Path) -> None:
+    made.photo_folder(tmp_path / "photos", made.table(60))
+    (tmp_path / "photos" / "photo004.png").write_text("no image")
+    milnet("import", "table", place / "votes.csv", "--images", tmp_path / "photos", "-o", tmp_path / "data")
+    done = milnet("features", tmp_path / "data", *BACKBONE, code=1)
+    assert "1 photos could not be read and take no part" in done.stderr
+    assert "photo004" in done.stderr
+    assert "1 unreadable left out" in milnet("crossvalidate", tmp_path / "data", *SMALL, "--folds", 3, "--seeds", 1).stdout
+
+
+def test_info_and_doctor(place: Path) -> None:
+    assert "model, format 1" in milnet("info", place / "model", "--verify").stdout
+    assert json.loads(milnet("info", place / "data", "--json").stdout)["kind"] == "data"
+    assert "has no manifest.json" in milnet("info", place, code=2).stderr
+    facts = json.loads(milnet("doctor", "--json").stdout)
+    assert facts["packages"]["torch"]
+    assert facts["backbones"] == "work"
+
+
+def test_usage() -> None:
+    assert milnet("--version").stdout.startswith("milnet ")
+    assert "No such command" in milnet("scroe", code=2).stderr
+    assert "No such option" in milnet("doctor", "--devcie", "cpu", code=2).stderr
+    assert "--device tpu: not available here; there is: cpu" in milnet("doctor", "--device", "tpu", code=2).stderr

@@ -1,0 +1,230 @@
+"""Any photo -> its score: the same one each time, files and arrays alike, bad photos apart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import made
+import numpy as np
+import polars
+import pytest
+from PIL import Image
+
+import milnet
+from milnet.checkpoints import save_model
+from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
+from milnet.features import Extractor, Preprocess, extract, load_feature_set
+from milnet.library import find_photos
+from milnet.outputs import columns, write_scores
+from milnet.recipes import Recipe, fit
+from milnet.scoring import Journal, Score, Scorer, score_files, with_folder_percentiles
+from milnet.splits import Split
+
+pytestmark = made.needs_timm
+RECIPE = Recipe(name="published", model="graph", width=8, depth=1, epochs=3, patience=3, batch=16, calibration_folds=2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `photos`, a graph `model` trained on them, and a `single` one."""
+    from milnet.backbones import load_backbone
+
+    folder = tmp_path_factory.mktemp("scoring")
+    table = replace(made.table(60), image_root=folder / "photos")
+    made.photo_folder(folder / "photos", table)
+    extractor = Extractor.build(load_backbone("timm/test_resnet", "random:0"), Preprocess(size=64), workers=0)
+    extract(table, folder / "data" / "features" / "f", extractor, weights="random:0")
+    features = load_feature_set(folder / "data", table)
+    rows = np.arange(len(table))
+    for name, recipe in (("model", RECIPE), ("single", replace(RECIPE, name="single", model="single"))):
+        save_model(fit(recipe, table, features, Split(rows, rows[:0]), 0, calibrate=True), folder / name)
+    (folder / "new").mkdir()
+    for i in range(12):
+        made.photo(1000 + i, *[(96, 72), (72, 96), (160, 64)][i % 3]).save(folder / "new" / f"n{i:02}.png")
+    return folder
+
+
+def test_scores(place: Path) -> None:
+    scorer = Scorer.load(place / "model")
+    paths = sorted((place / "new").iterdir())
+    scores = scorer.score(paths)
+    assert [score.photo for score in scores] == [str(path) for path in paths]
+    values = np.arange(1, 6)
+    for score in scores:
+        p = np.array(score.distribution)
+        assert p.sum() == pytest.approx(1, abs=1e-9)
+        assert score.score == pytest.approx(p @ values, abs=1e-9)
+        assert score.spread == pytest.approx(np.sqrt(p @ (values - score.score) ** 2), abs=1e-9)
+        assert score.percentile is not None
+        assert 0 <= score.percentile <= 100
+        assert len(score.references) == 4
+        assert score.low is score.high is score.unlike is score.own is None
+    order = np.argsort([score.score for score in scores])
+    assert scores[order[0]].folder_percentile == 0
+    assert scores[order[-1]].folder_percentile == 100
+    reference = scores[0].references[0]
+    row = made.table(60).ids.index(reference.id)
+    np.testing.assert_allclose(reference.votes, made.table(60).votes[row], atol=1e-6)
+
+
+def test_paths_images_arrays_and_bytes_score_the_same(place: Path) -> None:
+    scorer = Scorer.load(place / "model")
+    path = place / "new" / "n01.png"
+    with Image.open(path) as image:
+        picture = image.copy()
+    found = [scorer.score(source)[0] for source in (path, str(path), picture, np.asarray(picture), path.read_bytes())]
+    assert len({score.score for score in found}) == 1
+    assert found[2].photo == "<Image 0>"
+
+
+def test_the_same_photo_scores_the_same_in_any_company(place: Path) -> None:
+    paths = sorted((place / "new").iterdir())
+    expected = {score.photo: score for score in Scorer.load(place / "model", batch=4, workers=0).score(paths)}
+    rng = np.random.default_rng(0)
+    for batch in (1, 3, 16):
+        for workers in (0, 2):
+            scorer = Scorer.load(place / "model", batch=batch, workers=workers)
+            shuffled = [paths[i] for i in rng.permutation(len(paths))]
+            for score in scorer.score(shuffled):
+                assert score.score == pytest.approx(expected[score.photo].score, abs=1e-5)
+                assert [r.id for r in score.references] == [r.id for r in expected[score.photo].references]
+
+
+def test_invariance_on_the_real_backbone(test_data: Path, tmp_path: Path) -> None:
+    """Real weights, real photos, mixed shapes; the pool's stored float16 features against fresh ones."""
+    from milnet.annotations import Problems
+    from milnet.backbones import load_backbone
+    from milnet.datasets import read_dataset
+
+    weights = test_data / "weights" / "mobilenetv2_100.safetensors"
+    table = read_dataset("oasis", test_data / "data" / "oasis", Problems()).table.take(range(0, 677, 17))
+    extractor = Extractor.build(load_backbone("timm/mobilenetv2_100", str(weights)), Preprocess(size=160), batch=4)
+    extract(table, tmp_path / "features" / "f", extractor, weights=str(weights))
+    features = load_feature_set(tmp_path, table)
+    rows = np.arange(len(table))
+    save_model(fit(RECIPE, table, features, Split(rows, rows[:0]), 0), tmp_path / "model")
+    paths = sorted((test_data / "data" / "photos" / "bsds500").glob("*.jpg"))[:9]
+    paths += sorted((test_data / "data" / "photos" / "imagenet_sample").glob("*.*"))[:10] + [table.image_path(0)]
+    expected = {s.photo: s.score for s in Scorer.load(tmp_path / "model", batch=4, workers=0).score(paths)}
+    assert np.std(list(expected.values())) > 0.01
+    rng = np.random.default_rng(0)
+    for batch in (1, 3, 16):
+        for workers in (0, 2):
+            found = Scorer.load(tmp_path / "model", batch=batch, workers=workers).score(
+                [paths[i] for i in rng.permutation(len(paths))]
+            )
+            for score in found:
+                assert score.score == pytest.approx(expected[score.photo], abs=1e-5)
+
+
+def test_a_pool_photo_does_not_consult_itself(place: Path) -> None:
+    scorer = Scorer.load(place / "model")
+    for score in scorer.score(sorted((place / "photos").iterdir())[:10]):
+        assert Path(score.photo).stem not in [reference.id for reference in score.references]
+
+
+def test_single_consults_nobody(place: Path) -> None:
+    score = Scorer.load(place / "single").score(place / "new" / "n00.png")[0]
+    assert score.references == ()
+    assert score.own == score.score
+    assert not (place / "single" / "pool" / "nodes.npy").exists()
+
+
+def test_a_bad_photo(place: Path, tmp_path: Path) -> None:
+    scorer = Scorer.load(place / "model")
+    (tmp_path / "bad.jpg").write_text("no image")
+    good = place / "new" / "n00.png"
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
+        scorer.score([good, tmp_path / "bad.jpg"])
+    scores, failures = score_files(scorer, [tmp_path / "bad.jpg", good, tmp_path / "gone.jpg"])
+    assert [score.photo for score in scores] == [str(good)]
+    assert [failure.photo for failure in failures] == [str(tmp_path / "bad.jpg"), str(tmp_path / "gone.jpg")]
+
+
+def test_the_journal_saves_forward_passes(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer.load(place / "model")
+    shutil.copytree(place / "new", tmp_path / "new")
+    paths = sorted((tmp_path / "new").iterdir())
+    journal = Journal(tmp_path / "scores.journal", scorer.digest)
+    first, _ = score_files(scorer, paths[:7], journal)
+    journal.close(remove=False)
+    passes: list[int] = []
+    original = Scorer._score
+    monkeypatch.setattr(Scorer, "_score", lambda self, batch, names: passes.append(len(batch)) or original(self, batch, names))
+    made.photo(5000).save(paths[2])  # a changed photo is scored anew
+    journal = Journal(tmp_path / "scores.journal", scorer.digest)
+    again, _ = score_files(scorer, paths, journal)
+    assert sum(passes) == len(paths) - 7 + 1
+    for old, new in zip(first, again, strict=False):
+        assert (replace(old, folder_percentile=None) == replace(new, folder_percentile=None)) == (old.photo != str(paths[2]))
+    journal.close(remove=True)
+    assert not list(tmp_path.glob("scores.journal*"))
+    (tmp_path / "other.journal").write_text("this is no database at all, but a text of some length")
+    with pytest.raises(ArtifactError, match="is no journal of milnet"):
+        Journal(tmp_path / "other.journal", "m")
+
+
+def test_loading_says_what_is_wrong(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist"):
+        Scorer.load(tmp_path / "none")
+    with pytest.raises(WeightsError, match="are not those the features were made with"):
+        Scorer.load(place / "model", weights="random:1")
+    with pytest.raises(WeightsError, match="expected a safetensors file"):
+        Scorer.load(place / "model", weights=tmp_path / "gone.safetensors")
+    assert milnet.Scorer is Scorer
+
+
+def example(score: float, photo: str = "a.jpg") -> Score:
+    return Score(photo, score, None, None, 1.0, None, None, None, (0.5, 0.5), None, (), (1.0, 2.0), "m")
+
+
+def test_folder_percentiles() -> None:
+    found = with_folder_percentiles([example(s) for s in (3.0, 1.0, 2.0, 2.0)])
+    assert [score.folder_percentile for score in found] == [100.0, 0.0, 50.0, 50.0]
+    assert with_folder_percentiles([example(1.0)])[0].folder_percentile is None
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_outputs(suffix: str, place: Path, tmp_path: Path) -> None:
+    scorer = Scorer.load(place / "model")
+    scores = scorer.score(sorted((place / "new").iterdir()))
+    path = tmp_path / f"scores{suffix}"
+    write_scores(path, scores, scorer.model.values.tolist())
+    expected = columns(scorer.model.values.tolist())
+    assert expected[8:13] == ["p_1", "p_2", "p_3", "p_4", "p_5"]
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert list(rows[0]) == expected
+        assert rows[0]["references"][0]["id"] == scores[0].references[0].id
+    else:
+        frame = polars.read_csv(path) if suffix == ".csv" else polars.read_parquet(path)
+        assert frame.columns == expected
+        rows = frame.to_dicts()
+        assert json.loads(rows[0]["references"])[0]["similarity"] == scores[0].references[0].similarity
+    assert [row["photo"] for row in rows] == [score.photo for score in scores]
+    np.testing.assert_allclose([row["score"] for row in rows], [score.score for score in scores], atol=1e-12)
+    assert rows[0]["low"] is None
+    write_scores(path, [], [1.0, 2.0])  # no photo at all: still a table
+    with pytest.raises(UsageError, match=r"expected a name ending in \.csv, \.jsonl, \.parquet"):
+        write_scores(tmp_path / "scores.txt", scores, [1.0])
+
+
+def test_find_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "sub/c.webp", ".git/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    names = lambda found: [path.relative_to(tmp_path).as_posix() for path in found]  # noqa: E731
+    assert names(find_photos([tmp_path])) == ["a.png", "b.JPG", "sub/c.webp"]
+    assert names(find_photos([tmp_path / "notes.txt", tmp_path / "a.png", tmp_path])) == [
+        "notes.txt", "a.png", "b.JPG", "sub/c.webp",
+    ]  # fmt: skip
+    assert names(find_photos([str(tmp_path / "*.png")])) == ["a.png"]
+    with pytest.raises(UsageError, match="there is no such file, folder or pattern"):
+        find_photos([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no photos in"):
+        find_photos([tmp_path / "empty"])
