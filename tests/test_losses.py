@@ -209,6 +209,17 @@ def test_gradients_against_differences(distance: Callable[[Tensor, Tensor, float
     assert torch.autograd.gradcheck(weighted, logits)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_a_nan_stays_a_nan(name: LossName, r: float) -> None:
+    p = P.clone()
+    p[1, 4] = torch.nan
+    loss = make_loss(name, r).double()
+    for _ in range(2):
+        assert torch.isnan(loss(p, UNIFORM))
+        loss.end_epoch()
+
+
 def test_an_exponent_below_one_is_refused() -> None:
     for name in NAMES:
         with pytest.raises(UsageError, match=r"expected an exponent r >= 1 of the EMD, got 0\.5"):

@@ -103,6 +103,12 @@ def test_groups_stay_whole(groups: Codes, k: int, seed: int) -> None:
     np.testing.assert_array_equal(make_folds(len(groups), k, seed, groups.copy()), folds)
 
 
+def test_large_groups_are_placed_first() -> None:
+    """One group of five and five photos alone make two even folds, whatever the seed."""
+    groups = np.array([7] * 5 + [-1] * 5)
+    assert all(np.bincount(make_folds(10, 2, seed, groups)).tolist() == [5, 5] for seed in range(20))
+
+
 def test_folds_depend_on_the_seed() -> None:
     np.random.seed(0)  # noqa: NPY002  the global generator takes no part
     first = make_folds(40, 4, 0)
@@ -239,23 +245,23 @@ def test_same_photos_against_all_pairs(n: int, seed: int, limit: float | None) -
     found = same_photos(pixels, semantic, readable, limit)
     x = semantic.astype(np.float64)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    reached = (pixels[:, None] == pixels) & (pixels >= 0) | np.eye(n, dtype=bool)
+    same = (pixels[:, None] == pixels) & (pixels >= 0)
     if limit is not None:
-        reached |= np.nan_to_num(x @ x.T) > limit
-    for _ in range(n):  # also over third photos
-        reached = reached @ reached
-    assert found.tolist() == reached.argmax(1).tolist()  # the lowest row
+        same |= np.nan_to_num(x @ x.T) > limit
+    assert found.tolist() == np.argwhere(np.triu(same, 1)).tolist()
 
 
 def test_twins() -> None:
-    """Rows 0 and 3 share their pixels, 3 and 4 look alike, so 0, 3 and 4 are one photo. Row 2 could not be read."""
+    """Rows 0 and 3 share their pixels, 3 and 4 look alike; 0 and 4 are no twins for that. Row 2 could not be read."""
     semantic = np.array([[1, 0], [0, 1], [np.nan, np.nan], [-1, 0.5], [-1, 0.51], [-1, -1]], np.float32)
     readable = array(1, 1, 0, 1, 1, 1).astype(bool)
     same = same_photos(array(4, 5, -1, 4, 6, 7), semantic, readable, 0.99)
-    assert same.tolist() == [0, 1, 2, 0, 0, 5]
-    kept, removed = without_twins(array(0, 1, 5), array(2, 4), same)
-    assert kept.tolist() == [1, 5] and removed.tolist() == [0]
-    assert same_photos(array(4, 5, -1, 4, 6, 7), semantic, readable, None).tolist() == [0, 1, 2, 0, 4, 5]
+    assert same.tolist() == [[0, 3], [3, 4]]
+    for test, twins in (([2, 4], [3]), ([3], [0]), ([0], [3]), ([1, 2], [])):
+        kept, removed = without_twins(array(0, 3, 5), array(*test), same)
+        assert removed.tolist() == twins and kept.tolist() == [row for row in (0, 3, 5) if row not in twins]
+    assert same_photos(array(4, 5, -1, 4, 6, 7), semantic, readable, None).tolist() == [[0, 3]]
+    assert same_photos(array(8, 8, 8, -1, -1, -1), semantic, readable, None).tolist() == [[0, 1], [0, 2], [1, 2]]
 
 
 def test_twins_in_large_tables() -> None:
@@ -263,7 +269,9 @@ def test_twins_in_large_tables() -> None:
     first = np.random.default_rng(0).normal(size=(1000, 64)).astype(np.float32)
     semantic = np.concatenate([first, 3 * first, first])
     found = same_photos(np.full(3000, -1), semantic, np.ones(3000, bool), 0.97)
-    np.testing.assert_array_equal(found, np.tile(np.arange(1000), 3))
+    i = np.arange(1000)
+    pairs = [np.stack([i + a, i + b], 1) for a, b in ((0, 1000), (0, 2000), (1000, 2000))]
+    np.testing.assert_array_equal(found, np.array(sorted(np.concatenate(pairs).tolist())))
 
 
 def test_a_split_shares_no_row() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from milnet import splits
 from milnet.annotations import FloatArray, IntArray, Table
@@ -30,10 +31,10 @@ _PAIRS = 20_000  # photos up to which every pair is compared for likeness
 
 @dataclass(frozen=True)
 class SamePhotos:
-    """Which photos of a table are the same one under two names: `codes` [N], and the sets of ids."""
+    """Which photos of a table are the same one under two names: `pairs` of rows [E, 2], and the sets they form."""
 
-    codes: IntArray
-    sets: tuple[tuple[str, ...], ...]
+    pairs: NDArray[np.int64]
+    sets: tuple[tuple[int, ...], ...]
 
 
 def find_same_photos(table: Table, features: FeatureSet) -> SamePhotos:
@@ -45,12 +46,13 @@ def find_same_photos(table: Table, features: FeatureSet) -> SamePhotos:
     if len(table) <= _PAIRS:
         limit = same_photo_limit(features.semantic, np.flatnonzero(features.readable))
         rows = np.arange(len(table), dtype=np.int64)
-        codes = splits.same_photos(pixels, take_rows(features.semantic, rows), features.readable, limit)
+        pairs = splits.same_photos(pixels, take_rows(features.semantic, rows), features.readable, limit)
     else:
-        codes = splits.components(len(table), splits.code_pairs(pixels))
+        pairs = splits.same_photos(pixels, np.empty((0, 0), np.float32), features.readable, None)
+    codes = splits.components(len(table), pairs)
     order = np.argsort(codes, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-    return SamePhotos(codes, tuple(tuple(table.ids[row] for row in part) for part in parts if len(part) > 1))
+    return SamePhotos(pairs, tuple(tuple(part.tolist()) for part in parts if len(part) > 1))
 
 
 def predict_rows(
@@ -101,7 +103,7 @@ def crossvalidate(
     for s, seed in enumerate(seeds):
         for fold, name in enumerate(folds.names):
             test = tested[folds.codes[tested] == fold]
-            train, twins = splits.without_twins(np.flatnonzero(folds.codes != fold), test, same.codes)
+            train, twins = splits.without_twins(np.flatnonzero(folds.codes != fold), test, same.pairs)
             identity = _identity(recipe, table, features, train, test, seed, device)
             cell = None if run is None else run / f"{recipe.name}-{digest_text(canonical_json(identity))[:16]}"
             if progress is not None:

@@ -19,7 +19,6 @@ from milnet.artifacts import (
     FORMATS,
     Manifest,
     canonical_json,
-    digest_array,
     digest_file,
     digest_text,
     new_folder,
@@ -38,18 +37,23 @@ from milnet.references import SAME_PHOTO, Exclusion, References, Similarity, sam
 class Store:
     """`DATA/references/NAME/`: for every row of a table its nearest rows in the pool, found once.
 
-    `index` [N, k] rows of DATA (-1: none), `value` [N, k] their similarity, both nearest first.
+    `index` [N, k] rows of DATA (-1: none), `value` [N, k] their similarity, both nearest first. `rows`: the pool that
+    was searched; a smaller pool finds its references in here exactly, another one does not.
     """
 
     index: NDArray[Any]
     value: NDArray[Any]
+    rows: IntArray
     similarity: Similarity
+    near_duplicate: float | None
+
+    def serves(self, pool: RatedPool, similarity: Similarity) -> bool:
+        """Whether this store holds what a search in `pool` would find."""
+        alike = self.similarity == similarity and (similarity == "l2" or self.near_duplicate == pool.near_duplicate)
+        return alike and bool(np.isin(pool.rows, self.rows).all())
 
     def select(self, queries: IntArray, pool_rows: IntArray, exclude: Sequence[Exclusion], k: int) -> References:
-        """The first `k` that lie in a smaller pool and are not excluded; rows with fewer than `k` left get none (-1).
-
-        Exact as long as the store was made over a pool that contains the smaller one.
-        """
+        """The first `k` that lie in a smaller pool and are not excluded; rows with fewer than `k` left get -1."""
         position = np.full(int(max(self.index.max(initial=0), pool_rows.max(initial=0))) + 2, -1, np.int64)
         position[pool_rows] = np.arange(len(pool_rows))
         at = position[self.index[queries]]  # row -1 reads the last entry, which stays -1
@@ -142,7 +146,7 @@ class RatedPool:
             if own is not None
         ]
         found = References(np.full((len(semantic), k), -1, np.int64), np.full((len(semantic), k), -np.inf, np.float32))
-        if store is not None and queries is not None and store.similarity == similarity:
+        if store is not None and queries is not None and store.serves(self, similarity):
             found = store.select(queries, self.rows, exclude, k)
         open_ = np.flatnonzero(~found.found.all(1))
         if len(open_):
@@ -222,11 +226,17 @@ def make_store(
     with new_folder(folder, overwrite=overwrite) as building:
         write_array(building / "index.npy", index)
         write_array(building / "similarity.npy", value)
+        write_array(building / "pool.npy", np.sort(pool.rows))
         manifest = Manifest(
             kind="references",
             format=FORMATS["references"],
-            config={"k": k, "similarity": similarity, "exclude_group": group, "pool": _rows_digest(pool.rows)},
-            files={name: digest_file(building / name) for name in ("index.npy", "similarity.npy")},
+            config={
+                "k": k,
+                "similarity": similarity,
+                "exclude_group": group,
+                "near_duplicate": pool.near_duplicate,
+            },
+            files={name: digest_file(building / name) for name in ("index.npy", "pool.npy", "similarity.npy")},
             inputs={"semantic": _semantic_digest(features)},
             counts={"photos": len(rows), "pool": len(pool), "short": int((~found.found).any(1).sum())},
         )
@@ -235,22 +245,21 @@ def make_store(
 
 
 def find_store(data: Path, features: FeatureSet, pool_rows: IntArray, group: str | None) -> Store | None:
-    """A finished store of `data` that was made from these features over this pool, or None."""
+    """A finished store of `data` that was made from these features over a pool that holds `pool_rows`, or None."""
     folder = data / "references"
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not (path / "manifest.json").is_file():
             continue
         manifest = read_manifest(path, "references")
         config, fits = manifest.config, manifest.inputs["semantic"] == _semantic_digest(features)
-        readable = pool_rows[features.readable[pool_rows]]
-        if fits and config["pool"] == _rows_digest(readable) and config["exclude_group"] in (None, group):
-            verify_files(path, manifest)
-            return Store(read_array(path / "index.npy"), read_array(path / "similarity.npy"), config["similarity"])
+        if not fits or config["exclude_group"] not in (None, group):
+            continue
+        verify_files(path, manifest)
+        rows = read_array(path / "pool.npy")
+        if np.isin(pool_rows[features.readable[pool_rows]], rows).all():
+            index, value = (read_array(path / f"{name}.npy", mmap=True) for name in ("index", "similarity"))
+            return Store(index, value, rows, config["similarity"], config["near_duplicate"])
     return None
-
-
-def _rows_digest(rows: IntArray) -> str:
-    return digest_array(np.sort(rows).astype(np.int64))
 
 
 def _semantic_digest(features: FeatureSet) -> str:

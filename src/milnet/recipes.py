@@ -3,11 +3,12 @@
 Everything that is fitted (standardiser, network, number of epochs, percentile table) is fitted in here, from the
 training rows alone:
 
-    1. choose   15 % of the training rows are set aside (carved the way the folds are, out of the pool); the number of
-                epochs with the lowest validation EMD2 is taken
-    2. refit    the network is trained anew on all training rows for that number of epochs (below 5,000 photos; above,
-                the network of step 1 with its best epoch is kept and the set-aside photos join the pool)
-    3. calibrate  out-of-fold predicted scores of the pool give the percentile table (only when asked)
+    1. choose     15 % of the training rows are set aside (carved the way the folds are, out of the pool); the number of
+                  epochs with the lowest validation EMD2 is taken (smoothed over its neighbours when a refit follows)
+    2. refit      the network is trained anew on all training rows for that number of epochs (below 5,000 photos; above,
+                  the network of step 1 as it was after its best epoch is kept, and the set-aside photos join the pool)
+    3. calibrate  scores predicted for pool photos by networks that have not seen them give the percentile table (only
+                  when asked): by cross-fitting after a refit, else those of the set-aside photos
 """
 
 from __future__ import annotations
@@ -170,7 +171,8 @@ class Model:
     """A fitted recipe: predicts the distribution of photos from their features, beside its pool.
 
     `recipe` is resolved; `values` [S]; `features` what the numbers are made of; `seen` pairs ("table:id", pixel digest)
-    of every photo a trained part learned from; `percentiles` sorted out-of-fold scores of the pool, or empty.
+    of every photo a trained part learned from; `percentiles` sorted out-of-fold scores of pool
+    photos, or empty.
     """
 
     recipe: Recipe
@@ -243,17 +245,21 @@ def make_network(recipe: Recipe, features: int, bins: int, seed: int) -> Network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if recipe.model == "single":
-            return Single(features, bins, width=recipe.width, dropout=recipe.dropout)
-        return Graph(
-            features,
-            bins,
-            width=recipe.width,
-            depth=recipe.depth,
-            references=recipe.references,
-            adjacency=recipe.adjacency,
-            dropout=recipe.dropout,
-            seed=seed,
-        )
+            network: Network = Single(features, bins, width=recipe.width, dropout=recipe.dropout)
+        else:
+            network = Graph(
+                features,
+                bins,
+                width=recipe.width,
+                depth=recipe.depth,
+                references=recipe.references,
+                adjacency=recipe.adjacency,
+                dropout=recipe.dropout,
+                seed=seed,
+            )
+    if not recipe.standardise:
+        network.standardise.limit = float("inf")  # features as they are
+    return network
 
 
 @dataclass(frozen=True)

@@ -170,25 +170,31 @@ def carve(rows: IntArray, share: float, seed: int, groups: IntArray | None = Non
 
 def same_photos(
     pixels: IntArray, semantic: NDArray[np.float32], readable: NDArray[np.bool_], limit: float | None
-) -> IntArray:
-    """Codes [N], equal where two rows are the same photo: equal pixel codes, or cosine of `semantic` above `limit`.
+) -> NDArray[np.int64]:
+    """Pairs of rows [E, 2], lower row first, that are the same photo.
 
-    All pairs are compared, in blocks: meant for tables of up to some 20,000 photos. Without a limit pixels decide.
+    Equal pixel codes (negative: unknown), or cosine of `semantic` above `limit`; without a limit pixels alone decide.
+    All pairs are compared, in blocks: meant for tables of up to some 20,000 photos. Likeness is not carried on over
+    third photos: a burst that drifts from one view to another is not one photo.
     """
-    pairs = [code_pairs(pixels)]
+    order = np.argsort(pixels, kind="stable")
+    sets = np.split(order, np.flatnonzero(np.diff(pixels[order])) + 1)
+    pairs = [(int(a), int(b)) for rows in sets if pixels[rows[0]] >= 0 for a in rows for b in rows if a < b]
     if limit is not None:
         rows = np.flatnonzero(readable)
         x = semantic[rows].astype(np.float32)
         x /= np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
         for start in range(0, len(rows), 1024):
             first, second = np.nonzero(x[start : start + 1024] @ x.T > limit)
-            pairs.append(np.stack([rows[first + start], rows[second]], axis=1))
-    return components(len(pixels), np.concatenate(pairs))
+            later = first + start < second
+            pairs += zip(rows[first[later] + start].tolist(), rows[second[later]].tolist(), strict=True)
+    return np.array(sorted(set(pairs)), dtype=np.int64).reshape(-1, 2)
 
 
-def without_twins(train: IntArray, test: IntArray, same: IntArray) -> tuple[IntArray, IntArray]:
-    """Take out of `train` what is the same photo as one of `test`: (kept, removed). `test` stays as published."""
-    twin = np.isin(same[train], same[test])
+def without_twins(train: IntArray, test: IntArray, same: NDArray[np.int64]) -> tuple[IntArray, IntArray]:
+    """Take out of `train` what is the same photo as one of `test`, by the pairs `same`: (kept, removed)."""
+    both = np.concatenate([same, same[:, ::-1]])
+    twin = np.isin(train, both[np.isin(both[:, 1], test), 0])
     return train[~twin], train[twin]
 
 

@@ -117,16 +117,19 @@ class _Rows:
 
 
 def epoch_batches(n: int, size: int, seed: int, phase: str, epoch: int) -> list[IntArray]:
-    """The shuffled order of an epoch, cut into nearly equal batches of about `size` (none of a single photo)."""
+    """The shuffled order of an epoch, cut into nearly equal batches of about `size`.
+
+    No batch holds a single photo (unless n is 1): batch norm could not use it.
+    """
     order = np.random.default_rng([seed, zlib.crc32(phase.encode()), epoch]).permutation(n)
-    return [part.astype(np.int64) for part in np.array_split(order, max(1, -(-n // size)))]
+    return [part.astype(np.int64) for part in np.array_split(order, max(1, min(-(-n // size), n // 2)))]
 
 
 class Run:
     """`RUN/`: the state of a training under way. With `folder` None nothing is written and nothing resumes.
 
-    `results.json` holds the finished phases, `state.pt` (tensors and numbers, loaded weights-only) the one under way,
-    `log.jsonl` a line an epoch. A folder of another identity is refused.
+    `identity.json` says of what; `results.json` and `PHASE.safetensors` hold the finished phases, `state.pt` (tensors
+    and numbers, loaded weights-only) the one under way, `log.jsonl` a line an epoch. Another identity is refused.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any], *, save_seconds: float = 30.0) -> None:
@@ -313,7 +316,7 @@ def _step(network: nn.Module, loss: Loss, optimizer: Any, accelerator: Any, batc
     optimizer.zero_grad()
     accelerator.backward(value)
     optimizer.step()
-    return value.item()
+    return float(value.item())
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

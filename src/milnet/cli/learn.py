@@ -67,7 +67,7 @@ def train(
     table, manifest = load_table(data)
     features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
     rows, tested = training_rows(table, split), test_rows(table)
-    rows, twins = without_twins(rows, tested, find_same_photos(table, features).codes)
+    rows, twins = without_twins(rows, tested, find_same_photos(table, features).pairs)
     if len(twins):
         context.say(
             f"left out of training, the same photo is in the test split: {', '.join(table.ids[i] for i in twins)}"
@@ -202,7 +202,9 @@ def crossvalidate_(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ...")] = 3,
     against: Annotated[
         str | None,
-        typer.Option(help="A second recipe on the same folds; the paired difference is shown.", show_default=False),
+        typer.Option(
+            help="A second recipe, as it stands, on the same folds; the paired difference is shown.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="results.json to write.", show_default=False)
@@ -210,7 +212,9 @@ def crossvalidate_(
     semantic: Semantic = None,
     nodes: Nodes = None,
 ) -> Mapping[str, Any]:
-    """Predict each fold by a model trained on the others. Stopped at any moment, the same command goes on."""
+    """Predict each fold by a model trained on the others. With -o, the same command goes on where it was stopped."""
+    import numpy as np
+
     from milnet.annotations import load_table
     from milnet.evaluation import crossvalidate, find_same_photos
     from milnet.features import load_feature_set
@@ -218,7 +222,7 @@ def crossvalidate_(
     from milnet.pool import find_store
     from milnet.recipes import load_recipe
     from milnet.results import clusters, make_results, predictions_path, write_predictions, write_results
-    from milnet.splits import find_folds, training_rows
+    from milnet.splits import find_folds
 
     device = context.compute_device()
     table, manifest = load_table(data)
@@ -232,7 +236,7 @@ def crossvalidate_(
         f"{chosen.label} ({len(chosen.names)})"
         + (f", never splitting {chosen.group}: its photos do not consult each other" if chosen.group else "")
     )
-    split_sets = [ids for ids in same.sets if len({chosen.codes[table.ids.index(i)] for i in ids}) > 1]
+    split_sets = [[table.ids[row] for row in rows] for rows in same.sets if len(set(chosen.codes[list(rows)])) > 1]
     if split_sets:
         context.say("the same photo in several folds (it is kept out of training where one of its names is tested):")
         for ids in split_sets[:10]:
@@ -240,18 +244,19 @@ def crossvalidate_(
         if len(split_sets) > 10:
             context.say(f"  and {len(split_sets) - 10:,} more, see same_photos in the results")
     run = None if output is None else output.with_name(output.name + ".run")
-    store = find_store(data, features, training_rows(table), chosen.group)
+    store = find_store(data, features, np.arange(len(table)), chosen.group)
     began = time.monotonic()
     with context.progress() as progress:
         shared = {"device": device, "run": run, "same": same, "store": store, "progress": progress}
         found = [crossvalidate(one, table, features, chosen, range(seeds), **shared) for one in recipes]  # type: ignore[arg-type]
-    resolved = [one.resolve(int(len(table) * (1 - 1 / len(chosen.names)))) for one in recipes]
+    resolved = [one.resolve(lines[0]["pool"]) for one, (_, lines) in zip(recipes, found, strict=True)]
     extra: dict[str, Any] = {"trainings": found[0][1], "same_photos": split_sets}
     if against:
         rows = found[0][0].rows
         task = Task(table.values, table.threshold, table.side)
         extra["against"] = {
             "recipe": asdict(resolved[1]),
+            "trainings": found[1][1],
             "metrics": {},
             "difference": paired_difference(
                 table.distributions[rows],

@@ -8,9 +8,10 @@ Source: the authors' 2022 release (structure re-written from its description, do
                  v = v + bn0(W (R g(v)))                                         [B, N, C]   (bn0 starts at 0)
     read out     flatten channel-major (index c*N + n), linear, log-softmax      [B, S]
 
-theta, phi, g are linear + batch norm + relu on each node. The published code writes each as a convolution of width 1 over
-[B, C, N]; here nodes are rows and the same numbers are a linear map, which is 1.7 times faster on a CPU. Because the last batch norm of a layer starts at zero, each
-layer is the identity at the start. The read-out sees the nodes in their order, so the order of references matters.
+theta, phi, g are linear + batch norm + relu on each node. The published code writes each as a convolution of width 1
+over [B, C, N]; here nodes are rows and the same numbers are a linear map, which is faster on a CPU. Because the last
+batch norm of a layer starts at zero, each layer is the identity at the start. The read-out sees the nodes in their
+order, so the order of references matters.
 """
 
 from __future__ import annotations
