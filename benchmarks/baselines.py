@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.linalg import solve
 
 from milnet import splits
@@ -135,7 +136,7 @@ def predict_blind(baseline: Baseline, table: Table, features: FeatureSet, split:
 
 
 def choose(
-    baseline: Baseline, table: Table, features: FeatureSet, train: IntArray, group: str | None, same: IntArray
+    baseline: Baseline, table: Table, features: FeatureSet, train: IntArray, group: str | None, same: NDArray[np.int64]
 ) -> dict[str, float]:
     """The setting with the lowest EMD2 in a cross-validation inside `train`; of equals the first of the grid."""
     settings = baseline.settings()
@@ -154,7 +155,7 @@ def choose(
 
 
 def crossvalidate(
-    baseline: Baseline, table: Table, features: FeatureSet, folds: Folds, same: IntArray
+    baseline: Baseline, table: Table, features: FeatureSet, folds: Folds, same: NDArray[np.int64]
 ) -> tuple[Predictions, list[dict[str, float]]]:
     """Each fold predicted from the others, and the setting chosen for each; the rows are those of `milnet`'s own."""
     tested = np.flatnonzero((folds.codes >= 0) & features.readable)
@@ -194,7 +195,12 @@ def read_predictions(path: Path, table: Table, rows: IntArray, names: Sequence[s
 
 
 def measure(
-    baseline: Baseline, table: Table, features: FeatureSet, folds: Folds, same: IntArray, against: Sequence[Path]
+    baseline: Baseline,
+    table: Table,
+    features: FeatureSet,
+    folds: Folds,
+    same: NDArray[np.int64],
+    against: Sequence[Path],
 ) -> dict[str, Any]:
     """One row of the results: metrics, chosen settings, paired differences to the files that have these folds."""
     predictions, chosen = crossvalidate(baseline, table, features, folds, same)
@@ -271,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(machine())
     table, manifest = load_table(options.data)
     features = load_feature_set(options.data, table, semantic=options.semantic, nodes=options.nodes)
-    same = find_same_photos(table, features).codes
+    same = find_same_photos(table, features).pairs
     rows: list[dict[str, Any]] = []
     for wanted in options.folds:
         folds = splits.find_folds(table, wanted, group=options.group)

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import made
 import numpy as np
 import torch
+
+import made
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["milnet.recipes", "milnet.checkpoints", "accelerate", "made"])
@@ -49,8 +50,18 @@ def train(folder: str, in_write: int = 0) -> None:
     if in_write:
         suicide_in_write(in_write)
     table = made.table()
-    recipe = Recipe(name="published", model="graph", width=8, depth=2, epochs=6, patience=3, batch=16, calibration_folds=2,
-                    loss="adaptive_emd", dropout=0.3)  # fmt: skip
+    recipe = Recipe(
+        name="published",
+        model="graph",
+        width=8,
+        depth=2,
+        dropout=0.3,
+        loss="adaptive_emd",
+        epochs=6,
+        patience=3,
+        batch=16,
+        calibration_folds=2,
+    )
     split = Split(table.rows_where("split", "train"), table.rows_where("split", "test"))
     run = Run(Path(folder) / "run", {"test": 1}, save_seconds=0)
     model = fit(recipe, table, made.features(table), split, 7, run=run, calibrate=True)

@@ -73,7 +73,7 @@ def test_test_votes_are_never_touched(baselines: Any, column: str) -> None:
     assert folds.group == ("theme" if column == "whole" else None)
     test = np.flatnonzero(folds.codes == 1)
     train = np.flatnonzero(folds.codes != 1)
-    same = find_same_photos(table, features).codes
+    same = find_same_photos(table, features).pairs
     missing, permuted = table.votes.copy(), table.votes.copy()
     missing[test] = np.nan
     permuted[test] = np.random.default_rng(1).permuted(table.votes[test], axis=1)[::-1]
@@ -129,7 +129,7 @@ def test_crossvalidate_has_the_splits_of_milnet(baselines: Any, monkeypatch: pyt
         raise StopIteration
 
     same = find_same_photos(table, features)
-    baselines.crossvalidate(baselines.Baseline("spy", spy), table, features, folds, same.codes)
+    baselines.crossvalidate(baselines.Baseline("spy", spy), table, features, folds, same.pairs)
     monkeypatch.setattr("milnet.evaluation.fit", fit)
     for fold in range(3):
         only = replace(folds, names=folds.names[fold : fold + 1], codes=np.where(folds.codes == fold, 0, 1))
@@ -150,7 +150,7 @@ def test_choose_takes_the_lowest_inner_error(baselines: Any) -> None:
         return mixed
 
     baseline = baselines.Baseline("x", predict, {"off": (0.5, 0.1, 0.9)})
-    same = find_same_photos(table, features).codes
+    same = find_same_photos(table, features).pairs
     assert baselines.choose(baseline, table, features, np.arange(40), "theme", same) == {"off": 0.1}
 
 

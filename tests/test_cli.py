@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,21 +13,45 @@ import sys
 import time
 from pathlib import Path
 
-import made
 import polars
 import pytest
 import torch
 
+import made
+from milnet.cli import main
+
 pytestmark = made.needs_timm
 BACKBONE = ["--backbone", "timm/test_resnet", "--weights", "random:0", "--size", "64"]
-SMALL = ["--set", "width=8", "--set", "depth=1", "--set", "epochs=3", "--set", "batch=16", "--set", "calibration_folds=2"]
+SMALL = [
+    "--set",
+    "width=8",
+    "--set",
+    "depth=1",
+    "--set",
+    "epochs=3",
+    "--set",
+    "batch=16",
+    "--set",
+    "calibration_folds=2",
+]
 
 
-def milnet(*arguments: object, code: int = 0, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command; its exit code must be `code`."""
-    command = [sys.executable, "-c", "from milnet.cli import main; main()", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+def milnet(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process (a new one imports torch for seconds); its exit code must be `code`."""
+    out, err, found = io.StringIO(), io.StringIO(), 0
+    before, sys.argv = sys.argv, ["milnet", *map(str, arguments)]
+    offline = os.environ.get("HF_HUB_OFFLINE")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        found = int(end.code or 0)
+    finally:
+        sys.argv = before
+        if offline is None:
+            os.environ.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.CompletedProcess(list(arguments), found, out.getvalue(), err.getvalue())
+    assert found == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
 
 
@@ -35,8 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = made.table(60)
     made.photo_folder(folder / "photos", table)
     made.votes_csv(folder / "votes.csv", table)
-    said = milnet("import", "table", folder / "votes.csv", "--images", folder / "photos", "--group-columns", "theme", "-o",
-                  folder / "data").stdout  # fmt: skip
+    options = ["--images", folder / "photos", "--group-columns", "theme"]
+    said = milnet("import", "table", folder / "votes.csv", *options, "-o", folder / "data").stdout
     assert "60 photos, 5 values 1..5" in said
     assert "60 photos x" in milnet("features", folder / "data", *BACKBONE).stdout
     assert "references from a pool of 45" in milnet("references", folder / "data", "-k", 20).stdout
@@ -48,7 +75,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_seed_decides_a_trained_model(place: Path, tmp_path: Path) -> None:
     digests = [
-        json.loads(milnet("train", place / "data", "-o", tmp_path / name, *SMALL, "--json", "--seed", seed).stdout)["digest"]
+        json.loads(milnet("train", place / "data", "-o", tmp_path / name, *SMALL, "--json", "--seed", seed).stdout)[
+            "digest"
+        ]
         for name, seed in (("a", 0), ("b", 1))
     ]
     assert json.loads((place / "model" / "manifest.json").read_text())["digest"] == digests[0] != digests[1]
@@ -111,9 +140,10 @@ def test_evaluate(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "test.predictions.csv").exists()
     refused = milnet("evaluate", place / "model", data, "--split", "train", code=2).stderr
     assert "45 of 45 test photos were seen in training by the model" in refused
-    assert "no photo has split = 'valid'; there are: test, train" in milnet(
-        "evaluate", place / "model", data, "--split", "valid", code=2
-    ).stderr
+    assert (
+        "no photo has split = 'valid'; there are: test, train"
+        in milnet("evaluate", place / "model", data, "--split", "valid", code=2).stderr
+    )
 
 
 def test_crossvalidate(place: Path, tmp_path: Path) -> None:
@@ -136,7 +166,10 @@ def test_train_says_what_is_in_the_way(place: Path, tmp_path: Path) -> None:
     (tmp_path / "m.run").mkdir()
     refused = milnet("train", place / "data", "-o", tmp_path / "m", code=2).stderr
     assert "pass --resume to go on, or --overwrite to start anew" in refused
-    assert "no photo has split = 'x'" in milnet("train", place / "data", "-o", tmp_path / "n", "--split", "x", code=2).stderr
+    assert (
+        "no photo has split = 'x'"
+        in milnet("train", place / "data", "-o", tmp_path / "n", "--split", "x", code=2).stderr
+    )
 
 
 def test_tensorboard(place: Path, tmp_path: Path) -> None:
@@ -183,9 +216,10 @@ def test_import_reports_defects(place: Path, tmp_path: Path) -> None:
     done = milnet("import", "table", tmp_path / "broken.csv", "-o", tmp_path / "d", "--keep-going", code=1)
     assert "skipped: " in done.stderr
     assert "59 photos" in done.stdout
-    assert "--labels: not an option of the format table" in milnet(
-        "import", "table", place / "votes.csv", "-o", tmp_path / "e", "--labels", "x", code=2
-    ).stderr
+    assert (
+        "--labels: not an option of the format table"
+        in milnet("import", "table", place / "votes.csv", "-o", tmp_path / "e", "--labels", "x", code=2).stderr
+    )
     assert "there is no format 'avva'" in milnet("import", "avva", place, "-o", tmp_path / "e", code=2).stderr
 
 
@@ -212,7 +246,9 @@ def test_bad_photos_are_counted(place: Path, tmp_path: Path) -> None:
     done = milnet("features", tmp_path / "data", *BACKBONE, code=1)
     assert "1 photos could not be read and take no part" in done.stderr
     assert "photo004" in done.stderr
-    assert "1 unreadable left out" in milnet("crossvalidate", tmp_path / "data", *SMALL, "--folds", 3, "--seeds", 1).stdout
+    assert (
+        "1 unreadable left out" in milnet("crossvalidate", tmp_path / "data", *SMALL, "--folds", 3, "--seeds", 1).stdout
+    )
 
 
 def test_info_and_doctor(place: Path) -> None:
@@ -222,6 +258,30 @@ def test_info_and_doctor(place: Path) -> None:
     facts = json.loads(milnet("doctor", "--json").stdout)
     assert facts["packages"]["torch"]
     assert facts["backbones"] == "work"
+
+
+def test_the_installed_command() -> None:
+    done = subprocess.run(["milnet", "info", "/nowhere"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: expected a milnet folder, but /nowhere does not exist\n"
+
+
+def test_the_model_s_identity_is_not_where_things_lie(place: Path, tmp_path: Path) -> None:
+    """The same data under another folder and another name of features: the same model."""
+    shutil.copytree(place / "data", tmp_path / "moved")
+    (features,) = (tmp_path / "moved" / "features").iterdir()
+    features.rename(features.with_name("other"))
+    digest = json.loads(milnet("train", tmp_path / "moved", "-o", tmp_path / "m", *SMALL, "--json").stdout)["digest"]
+    assert digest == json.loads((place / "model" / "manifest.json").read_text())["digest"]
+
+
+def test_the_line_between_good_and_bad(place: Path) -> None:
+    said = [
+        json.loads(milnet("crossvalidate", place / "data", *SMALL, "--folds", 3, "--seeds", 1, "--json", *more).stdout)
+        for more in ([], ["--threshold", "2", "--side", ">"])
+    ]
+    assert [one["accuracy"] for one in said] == [{"threshold": 3.0, "side": ">="}, {"threshold": 2.0, "side": ">"}]
+    assert said[0]["metrics"]["srcc"] == said[1]["metrics"]["srcc"]
 
 
 def test_usage() -> None:

@@ -6,11 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import made
 import numpy as np
 import polars
 import pytest
 
+import made
 from milnet import evaluation
 from milnet.errors import ArtifactError, LeakError, UsageError
 from milnet.evaluation import crossvalidate, evaluate, find_same_photos, note_look
@@ -30,7 +30,9 @@ def test_each_photo_is_predicted_by_a_model_that_has_not_seen_it(monkeypatch: py
     trained: list[tuple[set[int], set[int]]] = []
     original = evaluation.fit
 
-    def spy(recipe: Recipe, table: made.Table, features: made.FeatureSet, split: Split, *rest: object, **more: object) -> object:
+    def spy(
+        recipe: Recipe, table: made.Table, features: made.FeatureSet, split: Split, *rest: object, **more: object
+    ) -> object:
         trained.append((set(split.train.tolist()), set(split.test.tolist())))
         return original(recipe, table, features, split, *rest, **more)
 
@@ -124,7 +126,9 @@ def test_evaluate_refuses_what_was_seen() -> None:
     table, features, split, model = trained()
     predictions = evaluate(model, table, features, split.test, split="test")
     assert len(predictions.rows) == len(split.test)
-    with pytest.raises(LeakError, match=r"1 of \d+ test photos were seen in training by the model \(by id or by pixels\)"):
+    with pytest.raises(
+        LeakError, match=r"1 of \d+ test photos were seen in training by the model \(by id or by pixels\)"
+    ):
         evaluate(model, table, features, np.append(split.test, split.train[0]), split="test")
     # another table, the same pixels under another name
     other = replace(table, name="other", ids=tuple(f"x{i}" for i in range(len(table))))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import made
 import numpy as np
 import pytest
 
+import made
 from milnet.errors import ArtifactError, UsageError
 from milnet.features import Extractor, Features, Preprocess, extract, load_feature_set, same_pixels, take_rows
 
@@ -56,9 +56,13 @@ def test_extract(photos: Path, tmp_path: Path) -> None:
     table = table_in(photos)
     seen: list[tuple[int, int]] = []
     manifest = extract(
-        table, tmp_path / "f", extractor(), weights="random:0", progress=lambda done, total, what: seen.append((done, total))
+        table,
+        tmp_path / "f",
+        extractor(),
+        weights="random:0",
+        progress=lambda done, total, what: seen.append((done, total)),
     )
-    made_ = Features(tmp_path / "f", table, verify=True)
+    made_ = Features(tmp_path / "f", table)
     assert made_.values.dtype == np.float16
     assert made_.values.shape == (30, made_.width)
     assert manifest.counts == {"photos": 30, "unreadable": 0}
@@ -108,7 +112,9 @@ def test_an_unfinished_extraction_of_other_options_is_refused(photos: Path, tmp_
     with pytest.raises(ArtifactError, match="weights: "):
         extract(table, tmp_path / "f", extractor(seed=1), weights="random:1")
     seen: list[int] = []
-    extract(table, tmp_path / "f", extractor(), weights="random:0", progress=lambda done, total, what: seen.append(done))
+    extract(
+        table, tmp_path / "f", extractor(), weights="random:0", progress=lambda done, total, what: seen.append(done)
+    )
     assert seen[0] >= 4  # what was saved is not done again
 
 

@@ -12,11 +12,22 @@ import milnet
 
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
-    "version", "errors", "artifacts", "annotations", "entropy", "datasets", "splits", "images", "_torchvision",
+    "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
     "backbones", "features", "references", "pool", "model", "losses", "metrics", "training", "recipes", "checkpoints",
     "published", "results", "evaluation", "scoring", "library", "outputs", "cli",
 ]  # fmt: skip
-COMMANDS = ["import", "features", "references", "train", "evaluate", "crossvalidate", "convert", "score", "info", "doctor"]
+COMMANDS = [
+    "import",
+    "features",
+    "references",
+    "train",
+    "evaluate",
+    "crossvalidate",
+    "convert",
+    "score",
+    "info",
+    "doctor",
+]
 
 
 def package() -> Path:
@@ -76,13 +87,18 @@ def test_public_names() -> None:
 def test_importing_is_light() -> None:
     """Neither `import milnet` nor building the command line waits for torch."""
     code = "import milnet.cli, sys; print([m for m in ('torch', 'numpy', 'polars', 'timm', 'PIL') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_training_and_scoring_do_not_import_polars() -> None:
     """Tables are for reading published formats and writing results; a GPU machine may lack the package."""
     code = "import milnet.recipes, milnet.scoring, milnet.evaluation, sys; print('polars' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 def test_the_commands_are_those_promised() -> None:
@@ -100,6 +116,10 @@ def test_the_commands_are_those_promised() -> None:
 def test_only_the_command_line_prints() -> None:
     for layer, paths in modules().items():
         for path in paths:
-            calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+            calls = [
+                node.func
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                if isinstance(node, ast.Call)
+            ]
             printing = any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
             assert not printing or layer == "cli", path

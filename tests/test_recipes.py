@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import made
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import made
 from milnet import splits
 from milnet.checkpoints import load_model, save_model
 from milnet.errors import ArtifactError, NumericError, UsageError
@@ -155,7 +155,7 @@ def test_without_refit_the_best_epoch_is_kept() -> None:
     model = fit(recipe, table, features, split, 0)
     values = [line["emd2"] for line in model.history]
     assert model.epochs == int(np.argmin(values)) + 1
-    kept, validation = splits.carve(split.train, recipe.validation, 0)
+    _, validation = splits.carve(split.train, recipe.validation, 0)
     # the kept network measures on validation what the log says of its epoch
     from milnet.metrics import emd_rows
 
@@ -217,7 +217,9 @@ def test_recipes_are_resolved_by_size() -> None:
 
 def test_load_recipe(tmp_path: Path) -> None:
     assert load_recipe("published").model == "graph"
-    changed = load_recipe("single", ["width=64", "learning_rate=1e-2", "refit=false", "loss=adaptive_emd", "depth=none"])
+    changed = load_recipe(
+        "single", ["width=64", "learning_rate=1e-2", "refit=false", "loss=adaptive_emd", "depth=none"]
+    )
     assert (changed.width, changed.learning_rate, changed.refit, changed.loss) == (64, 0.01, False, "adaptive_emd")
     (tmp_path / "mine.toml").write_text('base = "published"\nwidth = 32\nadjacency = "fusion"\n')
     mine = load_recipe(str(tmp_path / "mine.toml"), ["width=16"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import killed
-import made
 import pytest
 
+import killed
+import made
 from milnet.artifacts import read_manifest, verify_files
 from milnet.errors import ArtifactError
 from milnet.training import Run

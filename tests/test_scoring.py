@@ -7,12 +7,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import made
 import numpy as np
 import polars
 import pytest
 from PIL import Image
 
+import made
 import milnet
 from milnet.checkpoints import save_model
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
@@ -107,7 +107,8 @@ def test_invariance_on_the_real_backbone(test_data: Path, tmp_path: Path) -> Non
     rows = np.arange(len(table))
     save_model(fit(RECIPE, table, features, Split(rows, rows[:0]), 0), tmp_path / "model")
     paths = sorted((test_data / "data" / "photos" / "bsds500").glob("*.jpg"))[:9]
-    paths += sorted((test_data / "data" / "photos" / "imagenet_sample").glob("*.*"))[:10] + [table.image_path(0)]
+    paths += sorted((test_data / "data" / "photos" / "imagenet_sample").glob("*.*"))[:10]
+    paths.append(table.image_path(0))
     expected = {s.photo: s.score for s in Scorer.load(tmp_path / "model", batch=4, workers=0).score(paths)}
     assert np.std(list(expected.values())) > 0.01
     rng = np.random.default_rng(0)
@@ -153,13 +154,17 @@ def test_the_journal_saves_forward_passes(place: Path, tmp_path: Path, monkeypat
     journal.close(remove=False)
     passes: list[int] = []
     original = Scorer._score
-    monkeypatch.setattr(Scorer, "_score", lambda self, batch, names: passes.append(len(batch)) or original(self, batch, names))
+    monkeypatch.setattr(
+        Scorer, "_score", lambda self, batch, names: passes.append(len(batch)) or original(self, batch, names)
+    )
     made.photo(5000).save(paths[2])  # a changed photo is scored anew
     journal = Journal(tmp_path / "scores.journal", scorer.digest)
     again, _ = score_files(scorer, paths, journal)
     assert sum(passes) == len(paths) - 7 + 1
     for old, new in zip(first, again, strict=False):
-        assert (replace(old, folder_percentile=None) == replace(new, folder_percentile=None)) == (old.photo != str(paths[2]))
+        assert (replace(old, folder_percentile=None) == replace(new, folder_percentile=None)) == (
+            old.photo != str(paths[2])
+        )
     journal.close(remove=True)
     assert not list(tmp_path.glob("scores.journal*"))
     (tmp_path / "other.journal").write_text("this is no database at all, but a text of some length")

@@ -1,8 +1,8 @@
 """A folder on disk: arrays, text columns and a `manifest.json` that says what it was made from.
 
 Every stage writes one. Files appear under a temporary name and are renamed, the manifest last, so a folder that has
-a manifest is complete. The digest of an artifact covers its kind, format, configuration and the content of its files,
-never dates, paths or versions: the same inputs give the same digest whether or not the work was interrupted.
+a manifest is complete. The digest of an artifact covers its kind, format, configuration, inputs and the content of its
+files, never dates, paths or versions: the same inputs give the same digest whether or not the work was interrupted.
 """
 
 from __future__ import annotations

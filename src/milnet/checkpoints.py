@@ -52,7 +52,7 @@ def save_model(
             building,
             config={
                 "values": model.values.tolist(),
-                "features": model.features,
+                "features": {role: _identity(part) for role, part in model.features.items()},
                 "seed": model.seed,
                 "table": model.table_name,
                 "threshold": model.threshold,
@@ -64,8 +64,18 @@ def save_model(
             },
             inputs=model.inputs,
             counts={"pool": len(model.pool), "parameters": sum(p.numel() for p in model.network.parameters())},
-            notes=notes or {},
+            notes={
+                **(notes or {}),
+                "features": {role: {k: part[k] for k in _PLACES if k in part} for role, part in model.features.items()},
+            },
         )
+
+
+_PLACES = ("name", "weights")  # of features: a label and where a file lay, no part of what they are
+
+
+def _identity(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key not in _PLACES}
 
 
 def finish_model(
@@ -148,7 +158,9 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         network=network.to(device).eval(),
         values=np.array(config["values"], dtype=np.float64),
         pool=pool,
-        features=config["features"],
+        features={
+            role: {**part, **manifest.notes["features"].get(role, {})} for role, part in config["features"].items()
+        },
         seen=seen,
         seed=config["seed"],
         table_name=config["table"],

@@ -48,6 +48,7 @@ from milnet.images import MAX_PIXELS, Source, open_photo, resize_crop, resize_wh
 
 Progress = Callable[[int, int, str], None]  # done, total, what: called from the main thread
 Key = TypeVar("Key")
+_VERIFIED = 1 << 30  # bytes up to which every load compares features with their digest; above, `milnet info --verify`
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -213,7 +214,7 @@ def photos_digest(table: Table) -> str:
 class Features:
     """The finished features of a DATA folder: `values` [N, D] float16 (memory-mapped), `pixels` digests, `ranges`."""
 
-    def __init__(self, folder: Path, table: Table, *, verify: bool = False) -> None:
+    def __init__(self, folder: Path, table: Table) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder, "features")
         if self.manifest.inputs["photos"] != photos_digest(table):
@@ -221,10 +222,10 @@ class Features:
                 f"{folder} holds features of other photos than DATA ({table.name}, {len(table)} photos): expected "
                 f"photos {photos_digest(table)[:12]}..., got {self.manifest.inputs['photos'][:12]}...; extract again"
             )
-        if verify:
-            verify_files(folder, self.manifest)
         self.name = folder.name
         self.values = read_array(folder / "features.npy", mmap=True)
+        if self.values.nbytes < _VERIFIED:
+            verify_files(folder, self.manifest)
         self.pixels = read_lines(folder / "pixels.txt")
         self.ranges: dict[str, tuple[int, int]] = {k: (v[0], v[1]) for k, v in self.manifest.config["ranges"].items()}
         if self.values.shape != (len(table), self.width) or len(self.pixels) != len(table):

@@ -1,8 +1,9 @@
 """`results.json` and `predictions.csv`: the one form in which measured numbers leave the program.
 
-    {schema, kind, milnet, command, date, data, features, recipe, folds, seeds,
+    {schema, kind, milnet, command, date, data, features, recipe, folds, seeds, photos, clusters,
      metrics: {srcc|plcc|krcc|accuracy|mse|emd1|emd2: {mean, sd, low, high, per_seed, per_fold}},
      accuracy: {threshold, side}}
+    and, of a cross-validation: trainings, same_photos, against; of an evaluation: model, looks, seen
 
 `mean`: per seed over the pooled out-of-fold predictions, then over seeds. `sd`: over seeds. `low`, `high`: 95 %
 bootstrap interval of the mean, over groups where there are groups, else over photos.
@@ -44,8 +45,13 @@ class Predictions:
 
 def clusters(table: Table, rows: IntArray, group: str | None) -> IntArray:
     """Who is resampled together: the group of the folds, else the first declared group, else single photos."""
-    name = group or (table.groups[0] if table.groups else None)
+    name = cluster_column(table, group)
     return np.full(len(rows), -1, np.int64) if name is None else table.codes(name)[rows]
+
+
+def cluster_column(table: Table, group: str | None) -> str | None:
+    """The column whose photos are resampled together, if any."""
+    return group or (table.groups[0] if table.groups else None)
 
 
 def summarise(
@@ -95,11 +101,15 @@ def make_results(
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": dict(data),
-        "features": dict(features),
+        "features": {
+            role: {key: value for key, value in part.items() if key != "weights"}  # a path of this machine
+            for role, part in features.items()
+        },
         "recipe": dict(recipe),
         "folds": dict(folds),
         "seeds": list(predictions.seeds),
         "photos": len(predictions.rows),
+        "clusters": cluster_column(table, group),
         "metrics": summarise(table, predictions, group=group),
         "accuracy": {"threshold": table.threshold, "side": table.side},
         **(extra or {}),
@@ -108,7 +118,16 @@ def make_results(
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write results.json."""
-    write_text(path, json.dumps(results, indent=1, allow_nan=True, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_strict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """NaN (the correlation of something constant) as null, which is what JSON has."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def predictions_path(results: Path) -> Path:

@@ -1,6 +1,7 @@
 """What all commands share: the options that work everywhere, progress, tables, exit codes.
 
-Exit codes: 0 all done; 1 some photos or lines failed (listed); 2 usage or bad input; 130 interrupted.
+Exit codes: 0 all done; 1 some photos or lines failed (listed); 2 usage or bad input; 130 interrupted; 141 the reader of
+our output has gone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ app = typer.Typer(
 )
 
 
+def _console(*, stderr: bool) -> Console:
+    """A terminal has a width to respect; a file should hold whole lines."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else 1000)
+
+
 @dataclass
 class Context:
     """What every command gets first: where to compute, and how to talk."""
@@ -41,8 +48,8 @@ class Context:
     json: bool = False
     quiet: bool = False
     failed: bool = False  # some photos or lines failed: exit code 1
-    out: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
-    err: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
+    out: Console = field(default_factory=lambda: _console(stderr=False))
+    err: Console = field(default_factory=lambda: _console(stderr=True))
 
     def say(self, text: str = "") -> None:
         """A line for people, on standard output; silent with --json and --quiet."""
@@ -62,8 +69,7 @@ class Context:
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
         for row in rows:
             table.add_row(*row)
-        # Not on a terminal there is no width to respect: a file should hold whole lines.
-        self.out.print(table, width=None if self.out.is_terminal else 200)
+        self.out.print(table)
 
     def compute_device(self) -> str:
         """cpu, cuda or mps; `auto` takes what is there. Sets the number of threads."""
@@ -89,7 +95,7 @@ class Progress:
 
     def __init__(self, console: Console, *, silent: bool) -> None:
         self.console, self.silent = console, silent
-        self.what, self.began, self.first, self.shown = "", 0.0, 0, 0.0
+        self.total, self.began, self.first, self.last, self.shown = -1, 0.0, 0, 0, time.monotonic()
         self.live = console.status("") if console.is_terminal and not silent else None
 
     def __enter__(self) -> Progress:
@@ -103,8 +109,9 @@ class Progress:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()
-        if what != self.what or done < self.first:
-            self.what, self.began, self.first, self.shown = what, now, done, now
+        if total != self.total or done < self.last:  # another piece of work
+            self.total, self.began, self.first = total, now, done
+        self.last = done
         if self.silent or (self.live is None and now - self.shown < 10):
             return
         self.shown = now
@@ -193,7 +200,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("interrupted; what was finished is kept: run it again (train: with --resume)", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # whoever read our output has gone; nothing more can be said

@@ -7,15 +7,18 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from milnet.cli.common import Context, command
 from milnet.cli.data import Data, Nodes, Overwrite, Semantic
-from milnet.errors import ArtifactError
+from milnet.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    from milnet.annotations import Table
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="single | published | FILE.toml")]
 Settings = Annotated[
@@ -24,6 +27,12 @@ Settings = Annotated[
 Group = Annotated[
     str | None,
     typer.Option(help="Column whose photos stay together and do not consult each other.", show_default=False),
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="A good photo has at least this score.", show_default="the data set's")
+]
+Side = Annotated[
+    str | None, typer.Option(help=">= or >: whether the threshold itself is good.", show_default="the data set's")
 ]
 _SHOWN = ("srcc", "plcc", "krcc", "accuracy", "mse", "emd1", "emd2")
 
@@ -138,6 +147,8 @@ def evaluate_(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="results.json to write.", show_default=False)
     ] = None,
+    threshold: Threshold = None,
+    side: Side = None,
     semantic: Semantic = None,
     nodes: Nodes = None,
 ) -> Mapping[str, Any]:
@@ -155,6 +166,7 @@ def evaluate_(
 
     device = context.compute_device()
     table, data_manifest = load_table(data)
+    table = _judged(table, threshold, side)
     features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
     rows = np.arange(len(table)) if split == "all" else table.rows_where("split", split)
     manifest = read_manifest(model, "model")
@@ -209,6 +221,8 @@ def crossvalidate_(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="results.json to write.", show_default=False)
     ] = None,
+    threshold: Threshold = None,
+    side: Side = None,
     semantic: Semantic = None,
     nodes: Nodes = None,
 ) -> Mapping[str, Any]:
@@ -226,6 +240,7 @@ def crossvalidate_(
 
     device = context.compute_device()
     table, manifest = load_table(data)
+    table = _judged(table, threshold, side)
     features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
     chosen = find_folds(table, folds, group=group)
     same = find_same_photos(table, features)
@@ -323,6 +338,17 @@ def convert(
         f"milnet.published.predict takes its node features, milnet evaluate takes DATA with features of that width"
     )
     return {"model": str(output), "digest": manifest.digest, **manifest.counts}
+
+
+def _judged(table: Table, threshold: float | None, side: str | None) -> Table:
+    """The table with another line between good and bad photos."""
+    if side not in (None, ">", ">="):
+        raise UsageError(f"--side {side}: expected '>' or '>='")
+    return replace(
+        table,
+        threshold=table.threshold if threshold is None else threshold,
+        side=table.side if side is None else side,  # type: ignore[arg-type]
+    )
 
 
 def _few(ids: Sequence[str], limit: int = 10) -> str:

@@ -33,7 +33,7 @@ def score(
         int | None, typer.Option(help="Refuse photos with more pixels.", show_default="200 million")
     ] = None,
 ) -> Mapping[str, Any]:
-    """Score photos. Bad ones are listed and the rest is scored; a stopped run goes on where it was."""
+    """Score photos. Bad ones are listed and the rest is scored; with -o, a stopped run goes on where it was."""
     from milnet.images import MAX_PIXELS
     from milnet.library import find_photos
     from milnet.outputs import check_suffix, write_failures, write_scores

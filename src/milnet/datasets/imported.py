@@ -8,11 +8,10 @@ from pathlib import Path
 
 from milnet.annotations import Table
 from milnet.errors import AnnotationError, UsageError
+from milnet.images import SUFFIXES
 
-# Endings that are not part of a photo's id.
-IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2"]
-)
+# Endings that are not part of a photo's id: of what we read, and of what a label file may name all the same.
+IMAGE_SUFFIXES = SUFFIXES | {".heic", ".heif"}
 
 
 @dataclass(frozen=True)
