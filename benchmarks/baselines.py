@@ -227,7 +227,7 @@ def show(title: str, lines: Mapping[str, Sequence[str]]) -> None:
     """A table: a name, then a cell a metric."""
     print(f"\n{title}")
     for name, cells in {"": SHOWN, **lines}.items():
-        print("".join([f"{name:14}", *(f"{cell:28}" for cell in cells)]).rstrip())
+        print("".join([f"{name:14}", *(f"{cell:30}" for cell in cells)]).rstrip())
 
 
 def report(table: Table, folds: Folds, rows: Sequence[Mapping[str, Any]]) -> None:
