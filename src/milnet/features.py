@@ -246,10 +246,21 @@ class Features:
         return self.ranges[name]
 
 
-def take_rows(array: NDArray[Any], rows: IntArray) -> NDArray[np.float32]:
-    """Rows of a memory-mapped array as float32, in the order asked; read in ascending order, which is 3x faster."""
+def stored_rows(array: NDArray[Any], rows: IntArray) -> NDArray[Any]:
+    """Rows of a (memory-mapped) array in the order asked, as stored; read once each and in ascending order.
+
+    A memory map gives ascending rows about three times faster than scattered ones.
+    """
+    if len(rows) < 2 or (rows[1:] > rows[:-1]).all():
+        return np.asarray(array[rows])
     unique, inverse = np.unique(rows, return_inverse=True)
-    return np.asarray(array[unique], dtype=np.float32)[inverse]
+    return np.asarray(array[unique])[inverse]
+
+
+def take_rows(array: NDArray[Any], rows: IntArray) -> NDArray[np.float32]:
+    """The same as float32 (torch widens float16 several times faster than numpy)."""
+    widened: NDArray[np.float32] = torch.from_numpy(stored_rows(array, rows)).float().numpy()
+    return widened
 
 
 def extract(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from milnet.annotations import IntArray
 from milnet.artifacts import atomic_path, canonical_json, write_text
 from milnet.errors import ArtifactError, MissingExtraError, NumericError, UsageError
-from milnet.features import take_rows
+from milnet.features import stored_rows
 from milnet.losses import Loss
 from milnet.model.common import Pool
 from milnet.pool import RatedPool
@@ -36,7 +36,7 @@ _IN_MEMORY = 1 << 30  # bytes of node features that are kept as one tensor; abov
 
 @dataclass(frozen=True)
 class Batch:
-    """Input of a network, and the true distributions when there are any."""
+    """Input of a network, and the true distributions when there are any. Networks widen float16 features."""
 
     photo: Tensor  # [B, D]
     pool: Pool | None  # only the pool rows this batch needs
@@ -103,17 +103,17 @@ class Samples:
 
 
 class _Rows:
-    """Rows of a feature array: one float32 tensor when that is small, else read from the memory map when asked."""
+    """Rows of a feature array as stored: one tensor when that is small, else read from the memory map when asked."""
 
     def __init__(self, array: NDArray[Any], rows: IntArray) -> None:
         self.array, self.rows = array, rows
-        small = len(rows) * array.shape[1] * 4 <= _IN_MEMORY
-        self.tensor = torch.from_numpy(take_rows(array, rows)) if small else None
+        small = len(rows) * array.shape[1] * array.itemsize <= _IN_MEMORY
+        self.tensor = torch.from_numpy(stored_rows(array, rows)) if small else None
 
     def take(self, picks: IntArray) -> Tensor:
         if self.tensor is not None:
             return self.tensor[torch.from_numpy(picks)]
-        return torch.from_numpy(take_rows(self.array, self.rows[picks]))
+        return torch.from_numpy(stored_rows(self.array, self.rows[picks]))
 
 
 def epoch_batches(n: int, size: int, seed: int, phase: str, epoch: int) -> list[IntArray]:

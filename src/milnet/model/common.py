@@ -5,7 +5,7 @@ Shapes: B photos, K references, N = K + 1 nodes, P pool photos, D features, C wi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,5 +66,5 @@ def gather_nodes(photo: Tensor, pool: Pool | None, index: Tensor | None) -> Tens
     nodes = photo[:, None]
     if pool is None or index is None:
         return nodes
-    references: Any = pool.nodes[index]
-    return torch.cat([nodes, references.to(photo.dtype)], dim=1)
+    both = torch.promote_types(photo.dtype, pool.nodes.dtype)
+    return torch.cat([nodes.to(both), pool.nodes[index].to(both)], dim=1)
