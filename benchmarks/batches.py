@@ -11,8 +11,8 @@ with --pandas (pip install pandas) as the release does it, with data frames: vot
 once, the photo's own file opened twice.
 The tables have a row for each of AVA's 235,574 training photos, and 100 references a row, as published; 20,000 of
 the photos have files here, and batches are drawn from those. References are drawn at random, which does ours no favour:
-photos of a batch share few. All files are in the page cache, which does theirs one. Both ways are shown to give the same
-batches before they are timed.
+photos of a batch share few. All files are in the page cache, which does theirs one. Both ways are shown to give the
+same batches before they are timed.
 """
 
 from __future__ import annotations

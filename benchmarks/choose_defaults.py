@@ -35,9 +35,10 @@ VARIANTS: dict[str, list[list[str]]] = {
     ],
     "published": [
         [],
-        ["dropout=0.5"],
-        ["learning_rate=3e-4", "dropout=0.5"],
-        ["dropout=0.5", "depth=1"],
+        ["learning_rate=3e-4"],
+        ["dropout=0.2", "learning_rate=3e-4"],
+        ["depth=1"],
+        ["weight_decay=1e-3"],
     ],
 }
 

@@ -223,6 +223,18 @@ def test_import_reports_defects(place: Path, tmp_path: Path) -> None:
     assert "there is no format 'avva'" in milnet("import", "avva", place, "-o", tmp_path / "e", code=2).stderr
 
 
+def test_importing_again_keeps_the_features(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "data", tmp_path / "data")
+    milnet("evaluate", place / "model", tmp_path / "data")
+    options = ["--images", place / "photos", "--group-columns", "theme", "-o", tmp_path / "data"]
+    assert "exists already" in milnet("import", "table", place / "votes.csv", *options, code=2).stderr
+    milnet("import", "table", place / "votes.csv", *options, "--overwrite")
+    assert "2 times" in milnet("evaluate", place / "model", tmp_path / "data").stdout
+    assert not list(tmp_path.glob(".data*"))
+    milnet("import", "table", place / "votes.csv", "-o", place / "photos", "--overwrite", code=2)
+    assert len(list((place / "photos").iterdir())) == 60  # a user's folder is never replaced
+
+
 def test_features_say_what_is_wrong(place: Path, tmp_path: Path) -> None:
     data = place / "data"
     for options, text in (

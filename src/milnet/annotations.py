@@ -181,7 +181,9 @@ def save_table(table: Table, folder: Path, *, inputs: Mapping[str, str], overwri
     """Write `DATA/`: ids, votes, values, columns, manifest. `inputs` maps each source file's role to its sha256."""
     table.check()
     root = None if table.image_root is None else str(table.image_root.resolve())
-    with new_folder(folder, overwrite=overwrite) as building:
+    # Features name the photos they belong to and references the features, so what does not fit will be refused; and how
+    # often a split was looked at is not forgotten by importing it again.
+    with new_folder(folder, overwrite=overwrite, keep=("features", "references", "looks.jsonl")) as building:
         write_lines(building / "ids.txt", table.ids)
         write_array(building / "votes.npy", table.votes.astype(np.float64))
         write_array(building / "values.npy", table.values.astype(np.float64))

@@ -186,11 +186,12 @@ def verify_files(folder: Path, manifest: Manifest, names: Sequence[str] | None =
 
 
 @contextmanager
-def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, *, overwrite: bool = False, keep: Sequence[str] = ()) -> Iterator[Path]:
     """Build a folder under a temporary name beside `target`, then rename it into place.
 
     An existing `target` is refused unless `overwrite`; then it is replaced only after the new one is complete, and
-    only when it is a milnet folder or empty: what a user keeps there is never removed.
+    only when it is a milnet folder or empty: what a user keeps there is never removed. What `keep` names is taken over
+    from the old folder.
     """
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise ArtifactError(f"{target} exists already: choose another name, or pass --overwrite to replace it")
@@ -213,6 +214,9 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             target.replace(old)
         building.replace(target)
         if old is not None:
+            for name in keep:
+                if (old / name).exists():
+                    (old / name).replace(target / name)
             shutil.rmtree(old)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -70,14 +70,14 @@ def same_photo_limit(semantic: NDArray[Any], rows: IntArray, sample: int = 512) 
     """The cosine above which two photos count as the same one, or None where likeness cannot tell.
 
     In the features of an untrained network all photos are alike and .97 would mean nothing. So the limit holds only
-    where it is rare: fewer than 2 % of the pairs of (at most 512, evenly taken) photos are above it.
+    where it is rare: one pair, or fewer than 2 % of the pairs, of (at most 512, evenly taken) photos are above it.
     """
     if len(rows) < 2:
         return SAME_PHOTO
     some = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows))).astype(np.int64))
     x = _normalised(semantic[np.sort(rows)[some]], "cosine")
     above = int((x @ x.T > SAME_PHOTO).sum()) - len(x)
-    return SAME_PHOTO if above < 0.02 * len(x) * (len(x) - 1) else None
+    return SAME_PHOTO if above <= 2 or above < 0.02 * len(x) * (len(x) - 1) else None  # a pair is counted twice
 
 
 def _normalised(matrix: NDArray[Any], similarity: Similarity) -> Tensor:
