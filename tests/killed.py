@@ -73,8 +73,8 @@ def extract(folder: str, photos: str) -> None:
     from dataclasses import replace
 
     from milnet.backbones import load_backbone
-    from milnet.features import Extractor, Preprocess
-    from milnet.features import extract as run
+    from milnet.extraction import Extractor, Preprocess
+    from milnet.extraction import extract as run
 
     torch.set_num_threads(1)
     table = replace(made.table(), image_root=Path(photos))

@@ -10,7 +10,8 @@ import pytest
 
 import made
 from milnet.errors import ArtifactError, UsageError
-from milnet.features import Extractor, Features, Preprocess, extract, load_feature_set, same_pixels, take_rows
+from milnet.extraction import Extractor, Preprocess, extract
+from milnet.features import Features, load_feature_set, same_pixels, take_rows
 
 pytestmark = made.needs_timm
 

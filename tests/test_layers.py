@@ -13,8 +13,8 @@ import milnet
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
     "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
-    "backbones", "features", "references", "pool", "model", "losses", "metrics", "training", "recipes", "checkpoints",
-    "published", "results", "evaluation", "scoring", "library", "outputs", "cli",
+    "features", "backbones", "extraction", "references", "pool", "model", "losses", "metrics", "training", "recipes",
+    "checkpoints", "published", "results", "evaluation", "scoring", "library", "outputs", "cli",
 ]  # fmt: skip
 COMMANDS = [
     "import",

@@ -16,7 +16,8 @@ import made
 import milnet
 from milnet.checkpoints import save_model
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
-from milnet.features import Extractor, Preprocess, extract, load_feature_set
+from milnet.extraction import Extractor, Preprocess, extract
+from milnet.features import load_feature_set
 from milnet.library import find_photos
 from milnet.outputs import columns, write_scores
 from milnet.recipes import Recipe, fit

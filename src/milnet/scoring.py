@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from milnet.checkpoints import load_model
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
-from milnet.features import Extracted, Extractor, load_extractor
+from milnet.extraction import Extracted, Extractor, load_extractor
 from milnet.images import MAX_PIXELS, Source
 from milnet.metrics import check_distributions
 from milnet.recipes import Model

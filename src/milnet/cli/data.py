@@ -144,7 +144,8 @@ def features(
 
     from milnet.annotations import load_table
     from milnet.backbones import load_backbone
-    from milnet.features import Extractor, Features, Preprocess, extract, same_pixels
+    from milnet.extraction import Extractor, Preprocess, extract
+    from milnet.features import Features, same_pixels
     from milnet.images import MAX_PIXELS
 
     device = context.compute_device()
