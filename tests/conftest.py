@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 VARIABLE = "MILNET_TEST_DATA"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
 
 
 @pytest.fixture(scope="session")

@@ -194,6 +194,9 @@ def _root(
 
 def main() -> None:
     """Run the command line; a MilnetError is printed, not traced, and ends with 2."""
+    # torch's threads wait for each other by spinning. On a machine that does other work too, that made a forward pass
+    # fourteen times slower; read by the OpenMP library when torch is imported, which happens later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except MilnetError as error:
