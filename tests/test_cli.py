@@ -172,6 +172,23 @@ def test_train_says_what_is_in_the_way(place: Path, tmp_path: Path) -> None:
     )
 
 
+def test_train_resumes_after_a_kill(place: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from milnet.cli import main; main()", "train", str(place / "data"), "-o",
+               str(tmp_path / "m"), *SMALL]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "m.run" / "results.json").exists():  # the first phase is done
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert (tmp_path / "m.run").exists()
+    assert not (tmp_path / "m").exists()
+    refused = milnet("train", place / "data", "-o", tmp_path / "m", *SMALL, "--seed", 5, "--resume", code=2).stderr
+    assert "unfinished training of other data, options, seed or versions" in refused
+    resumed = json.loads(milnet("train", place / "data", "-o", tmp_path / "m", *SMALL, "--resume", "--json").stdout)
+    assert resumed["digest"] == json.loads((place / "model" / "manifest.json").read_text())["digest"]
+    assert not (tmp_path / "m.run").exists()
+
+
 def test_tensorboard(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     milnet("train", place / "data", "-o", tmp_path / "m", *SMALL, "--tensorboard")
