@@ -384,8 +384,8 @@ def fit(
     rows = np.sort(split.train[features.readable[split.train]])
     recipe = recipe.resolve(len(rows))
     run = run or Run(None, {})
-    # Small networks gain nothing from a second thread, and on a busy machine they lose much by waiting for it. With one,
-    # the weights do not depend on the number of cores either.
+    # Small networks gain nothing from a second thread, and on a busy machine they lose much by waiting for it. With
+    # one, the weights do not depend on the number of cores either.
     with torch_threads(1 if len(rows) < SMALL else run.threads):
         return _fit(_Fit(recipe, table, features, split.group, seed, device, run, store, progress), rows, calibrate)
 
