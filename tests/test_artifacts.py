@@ -25,16 +25,18 @@ from milnet.artifacts import (
     digest_file,
     digest_text,
     new_folder,
+    plain_name,
     read_array,
     read_lines,
     read_manifest,
+    strict,
     verify_files,
     write_array,
     write_lines,
     write_manifest,
     write_text,
 )
-from milnet.errors import ArtifactError
+from milnet.errors import ArtifactError, UsageError
 from milnet.version import __version__
 
 
@@ -86,7 +88,7 @@ def test_written_files_are_ordinary(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "a", "text")
-        with new_folder(tmp_path / "folder") as building:
+        with new_folder(tmp_path / "folder", "data") as building:
             write_text(building / "b", "text")
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
         assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
@@ -302,13 +304,16 @@ def fill(folder: Path, text: str) -> None:
 
 def test_a_new_folder(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "data"
-    with new_folder(target) as building:
+    with new_folder(target, "data") as building:
         fill(building, "one")
         assert not target.exists()
     assert (target / "file").read_text() == "one" and names(target.parent) == ["data"]
-    with pytest.raises(ArtifactError, match=r"data exists already: choose another.* --overwrite"), new_folder(target):
+    with (
+        pytest.raises(ArtifactError, match=r"data exists already: choose another.* --overwrite"),
+        new_folder(target, "data"),
+    ):
         pytest.fail("the work must not begin")
-    with new_folder(target, overwrite=True) as building:
+    with new_folder(target, "data", overwrite=True) as building:
         fill(building, "two")
         assert (target / "file").read_text() == "one"  # replaced only when complete
     assert (target / "file").read_text() == "two" and names(target.parent) == ["data"]
@@ -316,13 +321,13 @@ def test_a_new_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_fails(tmp_path: Path) -> None:
     target = tmp_path / "data"
-    with pytest.raises(ZeroDivisionError), new_folder(target) as building:
+    with pytest.raises(ZeroDivisionError), new_folder(target, "data") as building:
         fill(building, "half")
         raise ZeroDivisionError
     assert names(tmp_path) == []
-    with new_folder(target) as building:
+    with new_folder(target, "data") as building:
         fill(building, "one")
-    with pytest.raises(KeyboardInterrupt), new_folder(target, overwrite=True) as building:
+    with pytest.raises(KeyboardInterrupt), new_folder(target, "data", overwrite=True) as building:
         fill(building, "two")
         raise KeyboardInterrupt
     assert (target / "file").read_text() == "one" and names(tmp_path) == ["data"]
@@ -330,7 +335,7 @@ def test_a_folder_that_fails(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with new_folder(tmp_path / "data") as building:
+    with new_folder(tmp_path / "data", "data") as building:
         fill(building, "one")
     assert names(tmp_path) == ["data"] and (tmp_path / "data" / "file").exists()
 
@@ -341,10 +346,31 @@ def test_what_others_made_is_never_removed(tmp_path: Path) -> None:
     (photos / "cat.jpg").write_text("a cat")
     file.write_text("text")
     for target in (photos, file):
-        with pytest.raises(ArtifactError, match="exists already"), new_folder(target):
+        with pytest.raises(ArtifactError, match="exists already"), new_folder(target, "data"):
             pytest.fail("the work must not begin")
         message = r"was not made by milnet \(it has no manifest\.json\), so --overwrite does not replace it"
-        with pytest.raises(ArtifactError, match=message), new_folder(target, overwrite=True):
+        with pytest.raises(ArtifactError, match=message), new_folder(target, "data", overwrite=True):
             pytest.fail("the work must not begin")
     assert (photos / "cat.jpg").read_text() == "a cat" and file.read_text() == "text"
     assert names(tmp_path) == ["file", "photos"]
+
+
+def test_a_folder_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    manifest = Manifest(kind="data", config={}, files={})
+    with new_folder(tmp_path / "d", "data") as building:
+        write_manifest(building, manifest)
+    other = r"expected a milnet model folder, but .* is a 'data' folder"
+    with pytest.raises(ArtifactError, match=other), new_folder(tmp_path / "d", "model", overwrite=True):
+        pytest.fail("the work must not begin")
+    assert read_manifest(tmp_path / "d", "data").digest == manifest.digest
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/abs", "a/b", ".hidden", "", "a b"])
+def test_a_name_leads_nowhere_else(name: str) -> None:
+    with pytest.raises(UsageError, match=r"--name .*: expected letters"):
+        plain_name(name, "--name")
+    assert plain_name("timm-x.y_1", "--name") == "timm-x.y_1"
+
+
+def test_strict() -> None:
+    assert strict({"a": [1.0, float("nan")], "b": (float("inf"), "x")}) == {"a": [1.0, None], "b": [None, "x"]}

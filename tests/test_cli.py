@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars
@@ -311,6 +312,84 @@ def test_the_line_between_good_and_bad(place: Path) -> None:
     ]
     assert [one["accuracy"] for one in said] == [{"threshold": 3.0, "side": ">="}, {"threshold": 2.0, "side": ">"}]
     assert said[0]["metrics"]["srcc"] == said[1]["metrics"]["srcc"]
+
+
+def test_nothing_of_the_user_is_overwritten(place: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(place / "data", data)
+    mine = tmp_path / "mine.csv"
+    mine.write_text("image,notes\n")
+    (tmp_path / "mine.json").write_text("[1]")
+    (tmp_path / "new.errors.csv").write_text("my,errors\n")
+    photo = place / "photos" / "photo000.png"
+    for command, text in (
+        (["features", data, *BACKBONE, "--name", "..", "--overwrite"], "--name ..: expected letters"),
+        (["references", data, "--name", "../x"], "--name ../x: expected letters"),
+        (["train", data, "-o", data, "--overwrite", *SMALL], "is a 'data' folder"),
+        (["score", photo, "--model", place / "model", "-o", mine], "holds no scores of milnet"),
+        (["score", photo, "--model", place / "model", "-o", tmp_path / "new.csv"], "was not made by milnet"),
+        (["score", photo, "--model", place / "model", "-o", tmp_path / "no" / "a.csv"], "its folder does not exist"),
+        (["evaluate", place / "model", data, "-o", mine], "expected a file name ending in .json"),
+        (["evaluate", place / "model", data, "-o", tmp_path / "mine.json"], "holds no results of milnet"),
+        (["crossvalidate", data, "-o", data], "expected a file name ending in .json"),
+    ):
+        assert text in milnet(*command, code=2).stderr, command
+    assert mine.read_text() == "image,notes\n"
+    assert not (data / "looks.jsonl").exists()  # a refused command has not looked
+    assert json.loads((data / "manifest.json").read_text())["kind"] == "data"
+    for name in ("a.csv", "a.jsonl", "a.parquet"):  # its own outputs it does replace
+        for _ in range(2):
+            milnet("score", photo, "--model", place / "model", "-o", tmp_path / name)
+
+
+def test_strange_names(place: Path, tmp_path: Path) -> None:
+    for name in ("[x].jpg", "dir[b].jpg", "~tilde.jpg", "line\nbreak.jpg"):
+        made.photo(1).save(tmp_path / name)
+    (tmp_path / os.fsdecode(b"bad\xff.jpg")).write_bytes((tmp_path / "[x].jpg").read_bytes())
+    done = milnet("score", tmp_path, "--model", place / "model", "-o", tmp_path / "s.csv", code=1)
+    assert "[x].jpg" in done.stdout
+    assert "its name is not valid UTF-8" in done.stderr
+    assert len(polars.read_csv(tmp_path / "s.csv")) == 4
+    assert (
+        len(json.loads(milnet("score", tmp_path / "[x].jpg", "--model", place / "model", "--json").stdout)["scores"])
+        == 1
+    )
+    twice = milnet(
+        "score", tmp_path / "[x].jpg", tmp_path / ".." / tmp_path.name / "[x].jpg", "--model", place / "model", "--json"
+    )
+    assert len(json.loads(twice.stdout)["scores"]) == 1
+
+
+def test_constant_scores(place: Path, tmp_path: Path) -> None:
+    """A correlation does not exist there: null in JSON, and training still comes to its end."""
+    table = made.table(60)
+    votes = table.votes.copy()
+    votes[:] = votes[0]
+    made.votes_csv(tmp_path / "votes.csv", replace(table, votes=votes))
+    milnet("import", "table", tmp_path / "votes.csv", "--images", place / "photos", "-o", tmp_path / "data")
+    milnet("features", tmp_path / "data", *BACKBONE)
+    milnet("train", tmp_path / "data", "-o", tmp_path / "m", *SMALL)
+    said = milnet("crossvalidate", tmp_path / "data", *SMALL, "--folds", 3, "--seeds", 1, "--json").stdout
+    assert json.loads(said)["metrics"]["srcc"]["mean"] is None
+    assert "NaN" not in said
+
+
+def test_a_refused_training_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    milnet("train", place / "data", "-o", tmp_path / "m", "--group", "nosuch", code=2)
+    milnet("train", place / "data", "-o", tmp_path / "m", "--seed", -1, code=2)
+    milnet("train", place / "data", "-o", tmp_path / "m", "--set", "references=500", *SMALL, code=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_no_photo_at_all_is_not_an_extraction(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "data", tmp_path / "data")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    options = [*BACKBONE, "--name", "other"]
+    refused = milnet("features", tmp_path / "data", *options, "--images", empty, code=2).stderr
+    assert "none of the 60 photos could be read" in refused
+    assert "there is no such folder" in milnet("features", tmp_path / "data", *options, "--images", "no", code=2).stderr
+    milnet("features", tmp_path / "data", *options)
 
 
 def test_usage() -> None:

@@ -14,7 +14,7 @@ import milnet
 ORDER = [
     "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
     "features", "backbones", "extraction", "references", "pool", "model", "losses", "metrics", "training", "recipes",
-    "checkpoints", "published", "results", "evaluation", "scoring", "library", "outputs", "cli",
+    "checkpoints", "published", "results", "evaluation", "scoring", "library", "outputs", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
     "import",

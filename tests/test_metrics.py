@@ -247,3 +247,11 @@ def test_a_constant_run_has_no_interval_of_its_correlation() -> None:
 def test_an_empty_side_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one run on each side"):
         paired_difference(rows(4, 0), [], [rows(4, 1)], TASK, alone(4))
+
+
+def test_few_clusters_give_no_interval() -> None:
+    true, guess = rows(40, 0), rows(40, 1)
+    four = np.arange(40) % 4
+    assert np.isnan(interval(bootstrap(true, [guess], TASK, four, count=10)["srcc"])).all()
+    assert np.isfinite(interval(bootstrap(true, [guess], TASK, np.arange(40) % 5, count=10)["srcc"])).all()
+    assert not any(d["real"] for d in paired_difference(true, [true], [guess], TASK, four, count=10).values())

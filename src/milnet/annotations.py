@@ -85,6 +85,8 @@ class Table:
             or np.diff(self.values)[0] <= 0
         ):
             raise UsageError(f"expected at least 2 increasing, equally spaced values, got {self.values.tolist()}")
+        if not np.isfinite(self.threshold):
+            raise UsageError(f"expected a finite threshold, got {self.threshold}")
         if len(set(self.ids)) != n:
             twice = sorted(i for i in set(self.ids) if self.ids.count(i) > 1) if n < 10000 else ["(many rows)"]
             raise UsageError(f"photo ids must be unique; more than once: {', '.join(twice[:5])}")
@@ -183,7 +185,7 @@ def save_table(table: Table, folder: Path, *, inputs: Mapping[str, str], overwri
     root = None if table.image_root is None else str(table.image_root.resolve())
     # Features name the photos they belong to and references the features, so what does not fit will be refused; and how
     # often a split was looked at is not forgotten by importing it again.
-    with new_folder(folder, overwrite=overwrite, keep=("features", "references", "looks.jsonl")) as building:
+    with new_folder(folder, "data", overwrite=overwrite, keep=("features", "references", "looks.jsonl")) as building:
         write_lines(building / "ids.txt", table.ids)
         write_array(building / "votes.npy", table.votes.astype(np.float64))
         write_array(building / "values.npy", table.values.astype(np.float64))

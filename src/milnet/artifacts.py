@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from milnet.errors import ArtifactError
+from milnet.errors import ArtifactError, UsageError
 from milnet.version import __version__
 
 MANIFEST = "manifest.json"
@@ -32,6 +33,22 @@ FORMATS = {"data": 1, "features": 1, "references": 1, "model": 1}
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def strict(value: Any) -> Any:
+    """NaN and infinities (the correlation of something constant) as null, which is what JSON has."""
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain_name(name: str, option: str) -> str:
+    """`name`, which becomes one folder below ours; raises UsageError when it would lead elsewhere or be hidden."""
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "_-." for c in name):
+        raise UsageError(f"{option} {name}: expected letters, digits, '_', '-' and '.', and no '.' at the start")
+    return name
 
 
 def digest_text(text: str) -> str:
@@ -186,12 +203,12 @@ def verify_files(folder: Path, manifest: Manifest, names: Sequence[str] | None =
 
 
 @contextmanager
-def new_folder(target: Path, *, overwrite: bool = False, keep: Sequence[str] = ()) -> Iterator[Path]:
+def new_folder(target: Path, kind: str, *, overwrite: bool = False, keep: Sequence[str] = ()) -> Iterator[Path]:
     """Build a folder under a temporary name beside `target`, then rename it into place.
 
     An existing `target` is refused unless `overwrite`; then it is replaced only after the new one is complete, and
-    only when it is a milnet folder or empty: what a user keeps there is never removed. What `keep` names is taken over
-    from the old folder.
+    only when it is a milnet folder of the same `kind` or empty: what a user keeps there is never removed. What `keep`
+    names is taken over from the old folder.
     """
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise ArtifactError(f"{target} exists already: choose another name, or pass --overwrite to replace it")
@@ -201,6 +218,8 @@ def new_folder(target: Path, *, overwrite: bool = False, keep: Sequence[str] = (
             f"{target} was not made by milnet (it has no {MANIFEST}), so --overwrite does not replace it: "
             f"choose another name"
         )
+    if (target / MANIFEST).is_file():
+        read_manifest(target, kind)  # a DATA folder is not replaced by a MODEL
     target.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:

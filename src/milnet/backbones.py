@@ -154,7 +154,9 @@ def load_backbone(name: str, weights: str = "cached", *, offline: bool = False, 
         try:
             seed = int(weights.removeprefix("random:"))
         except ValueError:
-            raise UsageError(f"--weights {weights}: expected random:SEED with a whole number") from None
+            seed = -1
+        if not 0 <= seed < 2**63:
+            raise UsageError(f"--weights {weights}: expected random:SEED with a whole number from 0 to 2^63 - 1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -24,6 +24,7 @@ from milnet.artifacts import (
     read_array,
     read_lines,
     read_manifest,
+    strict,
     verify_files,
     write_array,
     write_lines,
@@ -41,7 +42,7 @@ def save_model(
     model: Model, folder: Path, *, overwrite: bool = False, notes: Mapping[str, Any] | None = None
 ) -> Manifest:
     """Write `MODEL/`; the manifest names the data, the features and every file by digest."""
-    with new_folder(folder, overwrite=overwrite) as building:
+    with new_folder(folder, "model", overwrite=overwrite) as building:
         _write_json(building / "recipe.json", asdict(model.recipe))
         save_file(contiguous_state(model.network), building / "weights.safetensors")
         _write_json(building / "calibration.json", {"percentiles": [float(x) for x in model.percentiles]})
@@ -176,7 +177,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
 
 
 def _write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(strict(value), indent=1, allow_nan=False) + "\n")
 
 
 def _read_json(path: Path) -> Any:

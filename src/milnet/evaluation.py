@@ -212,7 +212,12 @@ def note_look(data: Path, model_digest: str, split: str, rows: IntArray) -> int:
     path = data / "looks.jsonl"
     of = digest_text(canonical_json([split, rows.tolist()]))
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    looks = 1 + sum(bool(json.loads(line)["rows"] == of) for line in lines)
+    try:
+        looks = 1 + sum(bool(json.loads(line)["rows"] == of) for line in lines)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is damaged ({error}): it counts how often a split was looked at; mend it"
+        ) from error
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     lines.append(json.dumps({"date": date, "split": split, "rows": of, "model": model_digest}))
     write_text(path, "\n".join(lines) + "\n")

@@ -31,6 +31,7 @@ from milnet.artifacts import (
     Manifest,
     canonical_json,
     digest_file,
+    read_manifest,
     write_lines,
     write_manifest,
     write_text,
@@ -217,6 +218,8 @@ def extract(
         raise ArtifactError(f"{folder} exists already: choose another --name, or pass --overwrite to replace it")
     if not any(table.images):
         raise UsageError(f"no photo of {table.name} has a known file: import the labels again with --images DIR")
+    if folder.exists():
+        read_manifest(folder, "features")  # only features are replaced
     config, inputs = extractor.config, {"photos": photos_digest(table)}
     part = folder.parent / f".{folder.name}.part"
     identity = json.loads(canonical_json({"config": config, "inputs": inputs}))
@@ -239,6 +242,11 @@ def extract(
                 store.save()
                 saved = time.monotonic()
         store.save()
+    if errors and not store.done.any():
+        first = errors[min(errors)]
+        raise ArtifactError(
+            f"none of the {len(table):,} photos could be read; the first: {first}. Where are they? pass --images DIR"
+        )
     lines = [(table.ids[row], error.file, error.reason) for row, error in sorted(errors.items())]
     return store.finish(folder, config, inputs, weights=weights, errors=lines)
 

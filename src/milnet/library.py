@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Iterable
@@ -18,22 +19,30 @@ def find_photos(arguments: Iterable[str | Path]) -> list[Path]:
     skipped. A pattern (`*`, `?`, `[`) that is no file is expanded. Raises UsageError for what does not exist and when
     nothing is found.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # by real path: "a/../b.jpg" and "b.jpg" are one file
+
+    def take(paths: Iterable[Path]) -> None:
+        for path in paths:
+            found.setdefault(os.path.realpath(path), path)
+
     arguments = list(arguments)
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = Path(argument)
+        if not path.exists():
+            with contextlib.suppress(RuntimeError):  # "~name" where there is no such user
+                path = path.expanduser()
         if path.is_dir():
-            found.update(dict.fromkeys(_below(path)))
+            take(_below(path))
         elif path.exists():
-            found[path] = None
+            take([path])
         elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207  (Path.glob wants a relative pattern)
             for match in map(Path, matches):
-                found.update(dict.fromkeys(_below(match)) if match.is_dir() else {match: None})
+                take(_below(match) if match.is_dir() else [match])
         else:
             raise UsageError(f"{argument}: there is no such file, folder or pattern")
     if not found:
         raise UsageError(f"no photos in {', '.join(map(str, arguments))}: expected files ending in {_suffixes()}")
-    return list(found)
+    return list(found.values())
 
 
 def _below(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from scipy import stats
 from milnet.annotations import FloatArray, IntArray, Side
 from milnet.errors import NumericError, UsageError
 
+FEWEST_CLUSTERS = 5  # below, a bootstrap interval would be an invention
 Metric = Callable[[FloatArray, FloatArray], float]
 
 
@@ -117,7 +118,12 @@ def interval(samples: NDArray[Any], level: float = 0.95) -> tuple[float, float]:
 def bootstrap(
     true: FloatArray, runs: Sequence[FloatArray], task: Task, clusters: IntArray, *, count: int = 1000, seed: int = 0
 ) -> dict[str, NDArray[np.float64]]:
-    """Metric -> its value in each bootstrap sample [count], averaged over `runs` (seeds), each [N, S]."""
+    """Metric -> its value in each bootstrap sample [count], averaged over `runs` (seeds), each [N, S].
+
+    With fewer than 5 clusters all values are NaN: so few say nothing about other ones.
+    """
+    if len(np.unique(clusters[clusters >= 0])) + (clusters < 0).sum() < FEWEST_CLUSTERS:
+        return {name: np.full(count, np.nan) for name in task.metrics()}
     samples = resamples(clusters, count, seed)
     return {
         name: np.array([np.mean([metric(true[rows], run[rows]) for run in runs]) for rows in samples])

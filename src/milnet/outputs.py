@@ -21,6 +21,39 @@ def check_suffix(path: Path) -> None:
         raise UsageError(f"{path}: expected a name ending in {', '.join(SUFFIXES)}")
 
 
+def check_output(path: Path, values: Sequence[float]) -> None:
+    """Raise UsageError, before any work is done, when scores cannot or must not be written to `path`."""
+    check_suffix(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"-o {path}: is a folder, or its folder does not exist")
+    if path.exists() and not _is_ours(path, columns(values)[:3]):
+        raise UsageError(f"-o {path}: exists and holds no scores of milnet; choose another name")
+    errors = errors_path(path)
+    if errors.exists() and not _is_ours(errors, ["photo", "reason"]):
+        raise UsageError(f"{errors} exists and was not made by milnet; choose another name for -o")
+
+
+def _is_ours(path: Path, first: Sequence[str]) -> bool:
+    """Whether a file begins with these columns (or is empty)."""
+    if path.suffix.lower() == ".parquet":
+        import polars
+
+        try:
+            return polars.read_parquet_schema(path).keys() >= set(first)
+        except (polars.exceptions.PolarsError, OSError):
+            return path.stat().st_size == 0
+    with path.open("rb") as file:
+        line = file.readline(100_000).decode("utf-8", "replace").strip()
+    return not line or (
+        line.startswith(",".join(first)) if path.suffix.lower() == ".csv" else line.startswith(f'{{"{first[0]}": ')
+    )
+
+
+def errors_path(path: Path) -> Path:
+    """Where the photos that could not be scored are listed: NAME.errors.csv."""
+    return path.with_name(f"{path.stem}.errors.csv")
+
+
 def write_scores(path: Path, scores: Sequence[Score], values: Sequence[float]) -> None:
     """Write the scores in the format of the suffix; with no scores, the columns alone."""
     check_suffix(path)

@@ -146,7 +146,7 @@ class RatedPool:
             if own is not None
         ]
         found = References(np.full((len(semantic), k), -1, np.int64), np.full((len(semantic), k), -np.inf, np.float32))
-        if store is not None and queries is not None and store.serves(self, similarity):
+        if store is not None and queries is not None and store.serves(self, similarity) and k <= store.index.shape[1]:
             found = store.select(queries, self.rows, exclude, k)
         open_ = np.flatnonzero(~found.found.all(1))
         if len(open_):
@@ -223,7 +223,7 @@ def make_store(
     value = np.full(index.shape, -np.inf, np.float32)
     index[rows] = np.where(found.found, pool.rows[found.index], -1)
     value[rows] = found.similarity
-    with new_folder(folder, overwrite=overwrite) as building:
+    with new_folder(folder, "references", overwrite=overwrite) as building:
         write_array(building / "index.npy", index)
         write_array(building / "similarity.npy", value)
         write_array(building / "pool.npy", np.sort(pool.rows))

@@ -120,7 +120,7 @@ def convert(checkpoint: Path, folder: Path, *, overwrite: bool = False) -> Manif
         references=network.references,
         standardise=False,
     )
-    with new_folder(folder, overwrite=overwrite) as building:
+    with new_folder(folder, "model", overwrite=overwrite) as building:
         save_file(contiguous_state(network), building / "weights.safetensors")
         write_text(building / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
         return finish_model(

@@ -121,7 +121,9 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
             data = tomllib.loads(Path(name).read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise UsageError(f"cannot read the recipe {name}: {error}") from error
-        base = load_recipe(data.pop("base", "single"))
+        base = RECIPES.get(str(data.pop("base", "single")))
+        if base is None:
+            raise UsageError(f"{name}: base must be one of {', '.join(RECIPES)}")
         recipe = _with({"name": Path(name).stem, **data}, base, name)
     else:
         raise UsageError(f"unknown recipe {name!r}: expected {', '.join(RECIPES)} or a FILE.toml")

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from milnet.annotations import FloatArray, IntArray, Table
-from milnet.artifacts import atomic_path, write_text
+from milnet.artifacts import atomic_path, strict, write_text
+from milnet.errors import UsageError
 from milnet.metrics import Task, bootstrap, interval, measure
 from milnet.version import __version__
 
@@ -118,16 +119,22 @@ def make_results(
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write results.json."""
-    write_text(path, json.dumps(_strict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(strict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def _strict(value: Any) -> Any:
-    """NaN (the correlation of something constant) as null, which is what JSON has."""
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def check_results_path(path: Path) -> None:
+    """Raise UsageError, before any work is done, when results cannot or must not be written to `path`."""
+    if path.suffix.lower() != ".json" or path.is_dir():
+        raise UsageError(f"-o {path}: expected a file name ending in .json")
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {path}: the folder {path.parent} does not exist")
+    if path.exists():
+        try:
+            ours = "schema" in json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise UsageError(f"-o {path}: exists and holds no results of milnet; choose another name")
 
 
 def predictions_path(results: Path) -> Path:

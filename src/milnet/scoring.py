@@ -6,7 +6,9 @@ itself), and the network predicts the distribution of votes.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -272,28 +274,43 @@ class Journal:
 
     def get(self, photo: Path) -> Score | None:
         """The score of an unchanged photo by this model, if it is here."""
-        row = self.database.execute(
+        row = self._execute(
             "SELECT state, score FROM scores WHERE photo = ? AND model = ?", (str(photo), self.model)
         ).fetchone()
         if row is None or row[0] != self.state(photo):
             return None
-        return _score_from(json.loads(row[1]))
+        try:
+            return _score_from(json.loads(row[1]))
+        except (ValueError, KeyError, TypeError):
+            return None  # a damaged entry is made again
+
+    def _execute(self, statement: str, values: tuple[str, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self.database.execute(statement, values)
+        except sqlite3.DatabaseError as error:
+            raise ArtifactError(
+                f"{self.path} cannot be used as a journal ({error}): remove it and run again"
+            ) from error
 
     def put(self, photo: Path, score: Score) -> None:
         """Write a score down."""
         data = {**score.__dict__, "references": [reference.__dict__ for reference in score.references]}
-        self.database.execute(
+        self._execute(
             "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
             (str(photo), self.state(photo), self.model, json.dumps(data)),
         )
 
     def commit(self) -> None:
         """Make what was put lasting."""
-        self.database.commit()
+        try:
+            self.database.commit()
+        except sqlite3.DatabaseError as error:  # a full disk
+            raise ArtifactError(f"{self.path} cannot be written ({error})") from error
 
     def close(self, *, remove: bool) -> None:
         """Close; with `remove` the work is finished and the file goes."""
-        self.database.commit()
+        with contextlib.suppress(sqlite3.DatabaseError):  # what cannot be written now is made again
+            self.database.commit()
         self.database.close()
         if remove:
             for suffix in ("", "-wal", "-shm"):
@@ -323,12 +340,18 @@ def score_files(
     failures: list[Failure] = []
     todo: list[Path] = []
     for photo in photos:
+        try:
+            str(photo).encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(photo).decode("utf-8", "backslashreplace")
+            failures.append(Failure(name, "its name is not valid UTF-8, so no output could hold it: rename it"))
+            continue
         known = journal.get(photo) if journal is not None and photo.exists() else None
         if known is None:
             todo.append(photo)
         else:
             found[photo] = known
-    done = len(found)
+    done = len(found) + len(failures)
     if progress is not None:
         progress(done, len(photos), "photos")
     for photo, result in scorer.stream((photo, photo) for photo in todo):
@@ -344,5 +367,5 @@ def score_files(
         if progress is not None:
             progress(done, len(photos), "photos")
     order = {str(photo): i for i, photo in enumerate(photos)}
-    failures.sort(key=lambda failure: order[failure.photo])
+    failures.sort(key=lambda failure: order.get(failure.photo, -1))
     return with_folder_percentiles([found[photo] for photo in photos if photo in found]), failures

@@ -186,6 +186,11 @@ class Run:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
+    def remove_if_empty(self) -> None:
+        """Remove the folder when nothing worth resuming is in it: the training was refused before it began."""
+        if self.folder is not None and not self.results and not (self.folder / "state.pt").exists():
+            self.remove()
+
     def remove(self) -> None:
         """Remove the folder: the work is finished and stored elsewhere."""
         if self.folder is not None:

@@ -1,7 +1,7 @@
 """What all commands share: the options that work everywhere, progress, tables, exit codes.
 
-Exit codes: 0 all done; 1 some photos or lines failed (listed); 2 usage or bad input; 130 interrupted; 141 the reader of
-our output has gone.
+Exit codes: 0 all done; 1 some photos or lines failed (listed); 2 usage, bad input, or a
+disk that cannot be written; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from milnet.errors import MilnetError, UsageError
 from milnet.version import __version__
@@ -68,7 +69,7 @@ class Context:
         for i, name in enumerate(header):
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))  # a photo may be called [x].jpg: no markup
         self.out.print(table)
 
     def compute_device(self) -> str:
@@ -162,9 +163,11 @@ def command(name: str) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[
             context = Context(**{option: arguments.pop(option) for option, _, _ in _COMMON})
             if context.offline:
                 os.environ["HF_HUB_OFFLINE"] = "1"
+            from milnet.artifacts import strict  # here: it imports numpy, which --help need not wait for
+
             result = function(context, **arguments)
             if context.json:
-                print(json.dumps(result, indent=1, ensure_ascii=False, default=str))
+                print(json.dumps(strict(result), indent=1, ensure_ascii=False, allow_nan=False, default=str))
             if context.failed:
                 raise typer.Exit(1)
 
@@ -205,7 +208,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept: run it again (train: with --resume)", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # whoever read our output has gone; nothing more can be said
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except OSError as error:  # a full disk, a folder without permission: the message names the path
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -126,16 +126,18 @@ def features(
         str, typer.Option(help="safetensors FILE | cached (hub cache) | hub (download) | random:SEED (untrained).")
     ] = "cached",
     name: Annotated[str | None, typer.Option(help="Name of the features.", show_default="the backbone's")] = None,
-    size: Annotated[int | None, typer.Option(help="Long side in pixels; with --fit crop, side of the square.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Long side in pixels; with --fit crop, side of the square.")
+    ] = None,
     fit: Annotated[str, typer.Option(help="whole (the whole photo, aspect kept) | crop (centre square)")] = "whole",
     draft: Annotated[bool, typer.Option("--draft", help="Shrink very large JPEGs while decoding.")] = False,
     batch: Annotated[
-        int | None, typer.Option(help="Photos a forward pass.", show_default="4 on a CPU, else 64")
+        int | None, typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU, else 64")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding threads.", show_default="one a core")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
     images: Annotated[Path | None, typer.Option(help="Where the photos are now.", show_default="as imported")] = None,
     max_pixels: Annotated[
-        int | None, typer.Option(help="Refuse photos with more pixels.", show_default="200 million")
+        int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
     ] = None,
     overwrite: Overwrite = False,
 ) -> Mapping[str, Any]:
@@ -143,6 +145,7 @@ def features(
     from dataclasses import replace
 
     from milnet.annotations import load_table
+    from milnet.artifacts import plain_name
     from milnet.backbones import load_backbone
     from milnet.extraction import Extractor, Preprocess, extract
     from milnet.features import Features, same_pixels
@@ -150,7 +153,10 @@ def features(
 
     device = context.compute_device()
     table, _ = load_table(data)
+    folder = data / "features" / plain_name(name or backbone.replace("/", "-"), "--name")
     if images is not None:
+        if not images.is_dir():
+            raise UsageError(f"--images {images}: there is no such folder")
         table = replace(table, image_root=images)
     if fit not in ("whole", "crop"):
         raise UsageError(f"--fit {fit}: expected whole or crop")
@@ -161,7 +167,6 @@ def features(
     extractor = Extractor.build(
         network, preprocess, device=device, batch=batch, workers=workers, max_pixels=max_pixels or MAX_PIXELS
     )
-    folder = data / "features" / (name or backbone.replace("/", "-"))
     began = time.monotonic()
     place = str(Path(weights).resolve()) if Path(weights).is_file() else weights
     with context.progress() as progress:
@@ -208,6 +213,7 @@ def references(
 ) -> Mapping[str, Any]:
     """Find every photo's nearest rated photos once. Optional: train and evaluate search themselves otherwise."""
     from milnet.annotations import load_table
+    from milnet.artifacts import plain_name
     from milnet.features import load_feature_set
     from milnet.pool import make_store
     from milnet.splits import training_rows
@@ -218,9 +224,8 @@ def references(
     table, _ = load_table(data)
     features_ = load_feature_set(data, table, semantic=semantic, nodes=semantic)
     pool_rows = training_rows(table)
-    folder = (
-        data / "references" / (name or f"{similarity}-{k}" + (f"-without-{exclude_group}" if exclude_group else ""))
-    )
+    own = f"{similarity}-{k}" + (f"-without-{exclude_group}" if exclude_group else "")
+    folder = data / "references" / plain_name(name or own, "--name")
     began = time.monotonic()
     with context.progress() as progress:
         manifest = make_store(

@@ -15,7 +15,7 @@ import typer
 
 from milnet.cli.common import Context, command
 from milnet.cli.data import Data, Nodes, Overwrite, Semantic
-from milnet.errors import ArtifactError, UsageError
+from milnet.errors import ArtifactError, MilnetError, UsageError
 
 if TYPE_CHECKING:
     from milnet.annotations import Table
@@ -48,7 +48,7 @@ def train(
         str | None, typer.Option(help="Value of the column `split` to train on.", show_default="train")
     ] = None,
     group: Group = None,
-    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides everything that is random.")] = 0,
     semantic: Semantic = None,
     nodes: Nodes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
@@ -75,6 +75,10 @@ def train(
     chosen = load_recipe(recipe, settings or [])
     table, manifest = load_table(data)
     features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
+    if group is not None:
+        table.column(group)
+    if features.config["nodes"]["extraction"] != features.config["semantic"]["extraction"]:
+        context.warn("semantic and node features come from two extractions: `milnet score` cannot use such a model yet")
     rows, tested = training_rows(table, split), test_rows(table)
     rows, twins = without_twins(rows, tested, find_same_photos(table, features).pairs)
     if len(twins):
@@ -103,19 +107,14 @@ def train(
     }
     run = Run(folder, identity)
     began = time.monotonic()
-    with context.progress() as progress:
-        model = fit(
-            chosen,
-            table,
-            features,
-            Split(rows, tested, group),
-            seed,
-            device=device,
-            run=run,
-            store=find_store(data, features, training_rows(table), group),
-            calibrate=True,
-            progress=progress,
-        )
+    store = find_store(data, features, training_rows(table), group)
+    try:
+        with context.progress() as progress:
+            how: Any = {"device": device, "run": run, "store": store, "calibrate": True, "progress": progress}
+            model = fit(chosen, table, features, Split(rows, tested, group), seed, **how)
+    except MilnetError:
+        run.remove_if_empty()
+        raise
     model.inputs = {**model.inputs, "data": manifest.digest}
     saved = save_model(model, output, overwrite=overwrite, notes={"command": command_line()})
     if tensorboard:
@@ -161,9 +160,11 @@ def evaluate_(
     from milnet.evaluation import evaluate, note_look
     from milnet.features import load_feature_set
     from milnet.published import beside_pool
-    from milnet.results import make_results, predictions_path, write_predictions, write_results
+    from milnet.results import check_results_path, make_results, predictions_path, write_predictions, write_results
     from milnet.splits import training_rows
 
+    if output is not None:
+        check_results_path(output)
     device = context.compute_device()
     table, data_manifest = load_table(data)
     table = _judged(table, threshold, side)
@@ -235,9 +236,18 @@ def crossvalidate_(
     from milnet.metrics import Task, paired_difference
     from milnet.pool import find_store
     from milnet.recipes import load_recipe
-    from milnet.results import clusters, make_results, predictions_path, write_predictions, write_results
+    from milnet.results import (
+        check_results_path,
+        clusters,
+        make_results,
+        predictions_path,
+        write_predictions,
+        write_results,
+    )
     from milnet.splits import find_folds
 
+    if output is not None:
+        check_results_path(output)
     device = context.compute_device()
     table, manifest = load_table(data)
     table = _judged(table, threshold, side)
@@ -251,6 +261,9 @@ def crossvalidate_(
         f"{chosen.label} ({len(chosen.names)})"
         + (f", never splitting {chosen.group}: its photos do not consult each other" if chosen.group else "")
     )
+    outside = int((chosen.codes < 0).sum())
+    if outside:
+        context.say(f"{outside:,} photos are in no fold: always trained on, never tested")
     split_sets = [[table.ids[row] for row in rows] for rows in same.sets if len(set(chosen.codes[list(rows)])) > 1]
     if split_sets:
         context.say("the same photo in several folds (it is kept out of training where one of its names is tested):")
@@ -365,7 +378,8 @@ def show_metrics(context: Context, rows: Mapping[str, Mapping[str, Any]], accura
     """A table of mean [low, high]."""
 
     def cell(m: Mapping[str, Any]) -> str:
-        return f"{m['mean']:.4f} [{m['low']:.3f}, {m['high']:.3f}]"
+        known = m["low"] == m["low"]  # too few groups give no interval
+        return f"{m['mean']:.4f} [{m['low']:.3f}, {m['high']:.3f}]" if known else f"{m['mean']:.4f}"
 
     names = [f"{n} ({accuracy['side']} {accuracy['threshold']:g})" if n == "accuracy" else n for n in _SHOWN]
     context.table(["", *names], [[label, *(cell(metrics[name]) for name in _SHOWN)] for label, metrics in rows.items()])

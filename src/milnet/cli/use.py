@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command
-from milnet.errors import UsageError
 from milnet.version import __version__
 
 
@@ -26,23 +25,21 @@ def score(
         str | None, typer.Option(help="Where the backbone's weights are now.", show_default="as at training")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Photos a forward pass.", show_default="4 on a CPU, else 64")
+        int | None, typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU, else 64")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding threads.", show_default="one a core")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
     max_pixels: Annotated[
-        int | None, typer.Option(help="Refuse photos with more pixels.", show_default="200 million")
+        int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
     ] = None,
 ) -> Mapping[str, Any]:
     """Score photos. Bad ones are listed and the rest is scored; with -o, a stopped run goes on where it was."""
     from milnet.images import MAX_PIXELS
     from milnet.library import find_photos
-    from milnet.outputs import check_suffix, write_failures, write_scores
+    from milnet.outputs import check_output, check_suffix, errors_path, write_failures, write_scores
     from milnet.scoring import Journal, Scorer, score_files
 
     if output is not None:
         check_suffix(output)
-        if not output.parent.is_dir():
-            raise UsageError(f"{output}: the folder {output.parent} does not exist")
     files = find_photos(photos)
     scorer = Scorer.load(
         model,
@@ -53,6 +50,8 @@ def score(
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
     )
+    if output is not None:
+        check_output(output, scorer.model.values.tolist())
     journal = None if output is None else Journal(output.with_name(output.name + ".journal"), scorer.digest)
     began = time.monotonic()
     try:
@@ -63,13 +62,12 @@ def score(
             journal.close(remove=False)
         raise
     seconds = time.monotonic() - began
-    errors = None if output is None else output.with_name(output.name.removesuffix(output.suffix) + ".errors.csv")
-    if output is not None and errors is not None and journal is not None:
+    if output is not None and journal is not None:
         write_scores(output, scores, scorer.model.values.tolist())
         if failures:
-            write_failures(errors, failures)
+            write_failures(errors_path(output), failures)
         else:
-            errors.unlink(missing_ok=True)  # left by an earlier run
+            errors_path(output).unlink(missing_ok=True)  # left by an earlier run
         journal.close(remove=True)
     fitted = scorer.model
     context.say(
