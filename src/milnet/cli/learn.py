@@ -330,7 +330,8 @@ def crossvalidate_(
             context.say(
                 f"  {metric} {d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]{' *' if d['real'] else ''}"
             )
-    context.say(f"{seeds} seed{'s' if seeds > 1 else ''}, {time.monotonic() - began:.0f} s" + (f", {output}" if output else ""))
+    plural = "s" if seeds > 1 else ""
+    context.say(f"{seeds} seed{plural}, {time.monotonic() - began:.0f} s" + (f", {output}" if output else ""))
     return results
 
 
