@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole way from rated photos to scored photos, through the commands anyone would use, in about three minutes on two cores.
+# The whole way from rated photos to scored photos, through the commands anyone would use: about three minutes on two
+# cores.
 #
 # The photos are rendered and their votes drawn by a rule (examples/rendered.py), and the backbone is untrained, so that
 # nothing has to be downloaded: the numbers show that the machinery works, not how good the method is on photographs.
