@@ -291,7 +291,9 @@ def test_info_and_doctor(place: Path) -> None:
 
 
 def test_the_installed_command() -> None:
-    done = subprocess.run(["milnet", "info", "/nowhere"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("milnet"), "info", "/nowhere"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr == "error: expected a milnet folder, but /nowhere does not exist\n"
 

@@ -132,7 +132,7 @@ def test_folds_of_a_column() -> None:
     assert folds.group == "theme"  # the declared group that the folds never split
     assert find_folds(table(fold="abab", theme="xxyy"), "fold").group is None
     assert find_folds(table(fold="abab", theme="wxyz"), "fold").group is None  # nobody to keep apart
-    with pytest.raises(UsageError, match="fold: expected at least 2 folds, got a"):
+    with pytest.raises(UsageError, match="fold: expected at least 2 folds, got 1, 'a'"):
         find_folds(table(fold="aa_"), "fold")
     with pytest.raises(UsageError, match="fold: expected at least 2 folds, got none"):
         find_folds(table(fold="___"), "fold")

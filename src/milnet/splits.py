@@ -111,7 +111,8 @@ def find_folds(table: Table, wanted: str, *, group: str | None = None, seed: int
         texts = table.columns[wanted] if wanted in table.columns else _fold_file(table, wanted)
         names = tuple(sorted(set(texts) - {""}))
         if len(names) < 2:
-            raise UsageError(f"{wanted}: expected at least 2 folds, got {len(names)}")
+            got = f"1, {names[0]!r}" if names else "none"
+            raise UsageError(f"{wanted}: expected at least 2 folds, got {got}")
         number = {name: i for i, name in enumerate(names)}
         codes = np.array([number.get(text, -1) for text in texts], dtype=np.int64)
         label = wanted if wanted in table.columns else Path(wanted).name
