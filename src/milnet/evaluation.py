@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from milnet import splits
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.artifacts import atomic_path, canonical_json, digest_text, write_text
 from milnet.errors import ArtifactError, UsageError
-from milnet.features import FeatureSet, take_rows
+from milnet.features import FeatureSet, Progress, take_rows
 from milnet.metrics import check_distributions
 from milnet.pool import Store, refuse_seen
 from milnet.recipes import Model, Recipe, fit
@@ -25,7 +25,6 @@ from milnet.results import Predictions
 from milnet.splits import Folds, Split
 from milnet.training import Run
 
-Progress = Callable[[int, int, str], None]
 _PAIRS = 20_000  # photos up to which every pair is compared for likeness
 
 
@@ -42,13 +41,9 @@ def find_same_photos(table: Table, features: FeatureSet) -> SamePhotos:
 
     Likeness is compared up to 20,000 photos; above, pixels alone decide.
     """
-    pixels = features.pixel_codes()
-    if len(table) <= _PAIRS:
-        limit = same_photo_limit(features.semantic, np.flatnonzero(features.readable))
-        rows = np.arange(len(table), dtype=np.int64)
-        pairs = splits.same_photos(pixels, take_rows(features.semantic, rows), features.readable, limit)
-    else:
-        pairs = splits.same_photos(pixels, np.empty((0, 0), np.float32), features.readable, None)
+    readable = features.readable
+    limit = same_photo_limit(features.semantic, np.flatnonzero(readable)) if len(table) <= _PAIRS else None
+    pairs = splits.same_photos(features.pixel_codes(), features.semantic, readable, limit)
     codes = splits.components(len(table), pairs)
     order = np.argsort(codes, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,10 +38,9 @@ from milnet.artifacts import (
 )
 from milnet.backbones import Backbone, load_backbone
 from milnet.errors import ArtifactError, ImageError, NumericError, UsageError
-from milnet.features import photos_digest, torch_threads
+from milnet.features import Progress, photos_digest, torch_threads
 from milnet.images import MAX_PIXELS, Source, open_photo, resize_crop, resize_whole, to_array
 
-Progress = Callable[[int, int, str], None]  # done, total, what: called from the main thread
 Key = TypeVar("Key")
 
 

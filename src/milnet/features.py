@@ -6,7 +6,7 @@ of the decoded sRGB pixels, "" where unreadable), `errors.csv`, the manifest. `e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from milnet.annotations import IntArray, Table
 from milnet.artifacts import canonical_json, digest_text, read_array, read_lines, read_manifest, verify_files
 from milnet.errors import ArtifactError, UsageError
 
+Progress = Callable[[int, int, str], None]  # done, total, what: called from the main thread
 _VERIFIED = 1 << 30  # bytes up to which every load compares features with their digest; above, `milnet info --verify`
 
 

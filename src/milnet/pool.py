@@ -6,7 +6,7 @@ at scoring too. Photos of the same group are left out when groups act.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from milnet.artifacts import (
     write_manifest,
 )
 from milnet.errors import LeakError, UsageError
-from milnet.features import FeatureSet, take_rows
+from milnet.features import FeatureSet, Progress, take_rows
 from milnet.references import SAME_PHOTO, Exclusion, References, Similarity, same_photo_limit, search
 
 
@@ -47,10 +47,10 @@ class Store:
     similarity: Similarity
     near_duplicate: float | None
 
-    def serves(self, pool: RatedPool, similarity: Similarity) -> bool:
-        """Whether this store holds what a search in `pool` would find."""
+    def serves(self, pool: RatedPool, similarity: Similarity, k: int) -> bool:
+        """Whether this store holds what a search for `k` references in `pool` would find."""
         alike = self.similarity == similarity and (similarity == "l2" or self.near_duplicate == pool.near_duplicate)
-        return alike and bool(np.isin(pool.rows, self.rows).all())
+        return alike and k <= self.index.shape[1] and bool(np.isin(pool.rows, self.rows).all())
 
     def select(self, queries: IntArray, pool_rows: IntArray, exclude: Sequence[Exclusion], k: int) -> References:
         """The first `k` that lie in a smaller pool and are not excluded; rows with fewer than `k` left get -1."""
@@ -135,6 +135,7 @@ class RatedPool:
         groups: Sequence[str] | None = None,
         similarity: Similarity = "cosine",
         device: str = "cpu",
+        progress: Progress | None = None,
     ) -> References:
         """The `k` references of each query [Q, Ds]; what is the query itself, or of its group, is never among them.
 
@@ -145,15 +146,19 @@ class RatedPool:
             for own, theirs in ((ids, self.ids), (pixels, self.pixels), (groups, self.groups))
             if own is not None
         ]
-        found = References(np.full((len(semantic), k), -1, np.int64), np.full((len(semantic), k), -np.inf, np.float32))
-        if store is not None and queries is not None and store.serves(self, similarity) and k <= store.index.shape[1]:
-            found = store.select(queries, self.rows, exclude, k)
+        how: Any = {
+            "similarity": similarity,
+            "near_duplicate": self.near_duplicate,
+            "device": device,
+            "progress": progress,
+        }
+        if store is None or queries is None or not store.serves(self, similarity, k):
+            return search(semantic, take_rows(self.semantic, self.rows), k, exclude=exclude, **how)
+        found = store.select(queries, self.rows, exclude, k)
         open_ = np.flatnonzero(~found.found.all(1))
         if len(open_):
-            pool = take_rows(self.semantic, self.rows)
             some = [Exclusion(pair.query[open_], pair.pool) for pair in exclude]
-            how: Any = {"similarity": similarity, "near_duplicate": self.near_duplicate, "device": device}
-            rest = search(semantic[open_], pool, k, exclude=some, **how)
+            rest = search(semantic[open_], take_rows(self.semantic, self.rows), k, exclude=some, **how)
             found.index[open_], found.similarity[open_] = rest.index, rest.similarity
         return found
 
@@ -191,7 +196,7 @@ def make_store(
     similarity: Similarity = "cosine",
     device: str = "cpu",
     overwrite: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Find the `k` nearest pool photos of every readable photo of `table` and write them to `folder`.
 
@@ -200,22 +205,13 @@ def make_store(
     rows = np.flatnonzero(features.readable)
     pool = RatedPool.of(table, features, pool_rows[features.readable[pool_rows]], group)
     taken = table.take(rows)
-    exclude = [
-        shared_codes(own, theirs)
-        for own, theirs in (
-            (taken.ids, pool.ids),
-            ([features.pixels[row] for row in rows], pool.pixels),
-            (taken.column(group) if group else (), pool.groups if group else ()),
-        )
-        if len(own)
-    ]
-    found = search(
+    found = pool.find(
         take_rows(features.semantic, rows),
-        take_rows(features.semantic, pool.rows),
         k,
-        exclude=exclude,
+        ids=taken.ids,
+        pixels=[features.pixels[row] for row in rows],
+        groups=taken.column(group) if group else None,
         similarity=similarity,
-        near_duplicate=pool.near_duplicate,
         device=device,
         progress=progress,
     )

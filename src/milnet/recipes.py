@@ -28,7 +28,7 @@ from torch import nn
 from milnet import splits
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.errors import UsageError
-from milnet.features import FeatureSet, take_rows, torch_threads
+from milnet.features import FeatureSet, Progress, take_rows, torch_threads
 from milnet.losses import LossName, make_loss
 from milnet.metrics import emd_rows, srcc
 from milnet.model.graph import Adjacency, Graph
@@ -48,7 +48,6 @@ from milnet.training import (
 )
 
 SMALL = 5000  # training photos below which `refit` is on and the small defaults hold
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from milnet.checkpoints import load_model
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.extraction import Extracted, Extractor, load_extractor
+from milnet.features import Progress
 from milnet.images import MAX_PIXELS, Source
 from milnet.metrics import check_distributions
 from milnet.recipes import Model
 from milnet.version import __version__
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from milnet.annotations import IntArray
 from milnet.artifacts import atomic_path, canonical_json, write_text
 from milnet.errors import ArtifactError, MissingExtraError, NumericError, UsageError
-from milnet.features import stored_rows
+from milnet.features import Progress, stored_rows
 from milnet.losses import Loss
 from milnet.model.common import Pool
 from milnet.pool import RatedPool
@@ -231,7 +231,7 @@ def train_epochs(
     validate: Validate | None = None,
     patience: int | None = None,
     keep_best: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, float]]:
     """Train for `epochs` epochs and return a line a finished epoch (loss, rate, what `validate` measured).
 
