@@ -1,13 +1,17 @@
 """Pure search over two matrices: the K pool rows most similar to each query.
 
-Exact and blocked: a matrix product proposes a few more candidates than asked, each candidate's similarity is then
-computed again, row by row in float64, so the result depends on neither block size nor batch. Ties go to the lower pool
-position. What must not be found (the photo itself, its twin, its group) is excluded before ranking.
+Exact and blocked: matrix products propose candidates, whose similarity is then computed again, row by row in float64,
+so the result depends on neither block size nor batch. Ties go to the lower pool position. What must not be found (the
+photo itself, its twin, its group) is excluded before ranking.
+
+The product of a block of queries goes over the pool tile by tile. Only what comes within the rounding error of the k-th
+best so far is looked at again, a few numbers a tile, so that nearly all the time is the product's own. Queries are read
+block by block, the pool is held once as float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,10 +22,15 @@ from torch import Tensor
 
 from milnet.annotations import IntArray
 from milnet.errors import NumericError, UsageError
+from milnet.features import stored_rows
 
 Similarity = Literal["cosine", "l2"]
 SAME_PHOTO = 0.97  # cosine above which two photos count as the same one
-_SLACK = 8  # candidates beyond K that the matrix product proposes
+BLOCK = 1024  # queries searched for at once: the product of fewer is slower
+_SLACK = 16  # candidates beyond K that are kept while tiles go by
+_TILE = 8192  # pool rows in a product on a CPU: 32 MiB of it at a time, about what caches hold
+_FIRST = 1024  # pool rows in the first product, of which nothing is known yet; each next one may double
+_READ = 4096  # rows read and normalised at once
 _ROUNDING = 2.0**-23  # times sqrt(D) and the squared lengths: far above the rounding seen in float32 products
 
 
@@ -75,17 +84,53 @@ def same_photo_limit(semantic: NDArray[Any], rows: IntArray, sample: int = 512) 
     if len(rows) < 2:
         return SAME_PHOTO
     some = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows))).astype(np.int64))
-    x = _normalised(semantic[np.sort(rows)[some]], "cosine")
+    x = _read(semantic, np.sort(rows)[some], "cosine")
     above = int((x @ x.T > SAME_PHOTO).sum()) - len(x)
     return SAME_PHOTO if above <= 2 or above < 0.02 * len(x) * (len(x) - 1) else None  # a pair is counted twice
 
 
-def _normalised(matrix: NDArray[Any], similarity: Similarity) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+def _ascending(rows: IntArray) -> IntArray:
+    """The order in which `rows` are read: a memory map gives ascending rows about three times faster."""
+    sorted_already = len(rows) < 2 or bool((rows[1:] > rows[:-1]).all())
+    return np.arange(len(rows)) if sorted_already else np.argsort(rows, kind="stable")
+
+
+def _read(array: NDArray[Any], rows: IntArray, similarity: Similarity) -> Tensor:
+    """Rows [n] of an array as float32 [n, D], of length 1 for cosine: a copy, whatever the array is."""
+    consecutive = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+    part = array[int(rows[0]) : int(rows[-1]) + 1] if consecutive else stored_rows(array, rows)
+    # torch widens float16 several times faster than numpy, but takes no read-only or reversed array
+    tensor = torch.from_numpy(np.array(part, order="C")).float()
     if not torch.isfinite(tensor).all():
-        row = int((~torch.isfinite(tensor).all(1)).nonzero()[0])
+        row = rows[int((~torch.isfinite(tensor).all(1)).nonzero()[0])]
         raise NumericError(f"row {row} of the features is not finite: unreadable photos must be left out of a search")
-    return torch.nn.functional.normalize(tensor, dim=1) if similarity == "cosine" else tensor
+    # the bits of torch.nn.functional.normalize, in place
+    return tensor.div_(tensor.norm(dim=1, keepdim=True).clamp_min_(1e-12)) if similarity == "cosine" else tensor
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The pool as it is searched: `rows` [P, D] float32, `half_squares` [P] of their lengths (l2), the `longest`."""
+
+    rows: Tensor
+    half_squares: Tensor | None
+    longest: Tensor
+
+    @staticmethod
+    def read(array: NDArray[Any], chosen: IntArray, similarity: Similarity, device: str) -> _Pool:
+        rows = torch.empty((len(chosen), array.shape[1]), device=device)
+        squares = torch.empty(len(chosen), device=device) if similarity == "l2" else None
+        longest = torch.zeros((), device=device)
+        order = _ascending(chosen)
+        for start in range(0, len(order), _READ):
+            places = order[start : start + _READ]
+            part = _read(array, chosen[places], similarity).to(device)
+            at = torch.from_numpy(places).to(device)
+            rows[at] = part
+            longest = torch.maximum(longest, part.norm(dim=1).max())
+            if squares is not None:
+                squares[at] = part.square_().sum(1) / 2
+        return _Pool(rows, squares, longest)
 
 
 def search(
@@ -93,89 +138,244 @@ def search(
     pool: NDArray[Any],
     k: int,
     *,
+    query_rows: IntArray | None = None,
+    pool_rows: IntArray | None = None,
     exclude: Sequence[Exclusion] = (),
     similarity: Similarity = "cosine",
     near_duplicate: float | None = SAME_PHOTO,
-    block: int = 256,
+    block: int = BLOCK,
     device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> References:
     """The `k` rows of `pool` [P, D] most similar to each of `queries` [Q, D].
 
+    Both may be memory-mapped and of any float type. With `query_rows` [Q] and `pool_rows` [P], row numbers into larger
+    arrays, only those rows take part; positions found and excluded are those in `pool_rows`, and nothing is copied
+    but a block of queries and, once, the pool as float32.
+
     `similarity`: cosine, or `l2` (minus the Euclidean distance, as the published code). `near_duplicate`: pool rows
     whose cosine with the query is above it count as the same photo and are left out (None: keep them; only for cosine).
-    Places that cannot be filled hold -1.
+    Places that cannot be filled hold -1. `block`: queries at once; changes time and memory (36 kB a query), never the
+    result. Raises NumericError naming a row (of its array) that is not finite, UsageError for shapes that do not fit.
+    """
+    count = len(queries) if query_rows is None else len(query_rows)
+    index = np.full((count, max(k, 0)), -1, np.int64)
+    best = np.full(index.shape, -np.inf, np.float32)
+    done = 0
+    for places, found in search_blocks(
+        queries,
+        pool,
+        k,
+        query_rows=query_rows,
+        pool_rows=pool_rows,
+        exclude=exclude,
+        similarity=similarity,
+        near_duplicate=near_duplicate,
+        block=block,
+        device=device,
+    ):
+        index[places], best[places] = found.index, found.similarity
+        done += len(places)
+        if progress is not None:
+            progress(done, count, "searches")
+    return References(index, best)
+
+
+def search_blocks(
+    queries: NDArray[Any],
+    pool: NDArray[Any],
+    k: int,
+    *,
+    query_rows: IntArray | None = None,
+    pool_rows: IntArray | None = None,
+    exclude: Sequence[Exclusion] = (),
+    similarity: Similarity = "cosine",
+    near_duplicate: float | None = SAME_PHOTO,
+    block: int = BLOCK,
+    device: str = "cpu",
+) -> Iterator[tuple[IntArray, References]]:
+    """`search`, block by block, for work that is saved on the way: positions [B] among the queries, their references.
+
+    Blocks come in the order in which their rows are stored.
     """
     if queries.ndim != 2 or pool.ndim != 2 or queries.shape[1] != pool.shape[1]:
         raise UsageError(f"expected queries [Q, D] and pool [P, D], got {queries.shape} and {pool.shape}")
     if k < 1 or block < 1:
         raise UsageError(f"expected k >= 1 and block >= 1, got {k} and {block}")
-    q_all, p = _normalised(queries, similarity), _normalised(pool, similarity).to(device)
-    codes = [(torch.from_numpy(e.query), torch.from_numpy(e.pool).to(device)) for e in exclude]
-    half_square = p.square().sum(1) / 2 if similarity == "l2" else None
-    longest = p.norm(dim=1).max() if len(p) else torch.zeros((), device=device)
-    index = np.full((len(q_all), k), -1, np.int64)
-    best = np.full((len(q_all), k), -np.inf, np.float32)
-    for start in range(0, len(q_all), block):
-        stop = min(start + block, len(q_all))
-        q = q_all[start:stop].to(device)
-        rough = q @ p.T if half_square is None else torch.addmm(-half_square, q, p.T)
-        for query_codes, pool_codes in codes:
-            own = query_codes[start:stop].to(device)[:, None]
-            rough.masked_fill_((own == pool_codes[None]) & (own >= 0), -torch.inf)
-        error = _ROUNDING * q.shape[1] ** 0.5 * (q.norm(dim=1) + longest).square()  # [B] bound on that of `rough`
-        if similarity == "cosine" and near_duplicate is not None:
-            _drop_near(q, p, rough, error, near_duplicate)
-        rows, values = _rank(q, p, rough, error, k, similarity)
-        index[start:stop, : rows.shape[1]] = rows.cpu().numpy()
-        best[start:stop, : rows.shape[1]] = values.cpu().numpy()
-        if progress is not None:
-            progress(stop, len(q_all), "searches")
-    return References(index, best)
+    wanted = np.arange(len(queries)) if query_rows is None else np.asarray(query_rows, np.int64)
+    if not len(wanted):
+        return
+    held = _Pool.read(
+        pool, np.arange(len(pool)) if pool_rows is None else np.asarray(pool_rows, np.int64), similarity, device
+    )
+    codes = [(e.query, torch.from_numpy(e.pool).to(device)) for e in exclude]
+    limit = near_duplicate if similarity == "cosine" else None
+    order = _ascending(wanted)
+    space: dict[str, Tensor] = {}
+    for start in range(0, len(order), block):
+        places = order[start : start + block]
+        q = _read(queries, wanted[places], similarity).to(device)
+        own = [(torch.from_numpy(query[places]).to(device), theirs) for query, theirs in codes]
+        yield places, _search_block(q, held, k, own, similarity, limit, space)
 
 
-def _drop_near(q: Tensor, p: Tensor, rough: Tensor, error: Tensor, limit: float) -> None:
-    """Set to -inf, in place, the pairs whose exact cosine is above `limit`; only those at the border are computed."""
-    above = rough > limit
-    border = ((rough >= limit - error[:, None]) & (rough <= limit + error[:, None])).nonzero()
-    for part in torch.split(border, 4096):  # bounds the gathered copy
-        i, j = part.unbind(1)
-        above[i, j] = _exact(q[i], p[j], "cosine") > limit
-    rough.masked_fill_(above, -torch.inf)
+def _search_block(
+    q: Tensor,
+    pool: _Pool,
+    k: int,
+    codes: Sequence[tuple[Tensor, Tensor]],
+    similarity: Similarity,
+    limit: float | None,
+    space: dict[str, Tensor],
+) -> References:
+    """References of one block [B, D]. `space` keeps the memory of the products from one block to the next."""
+    p = pool.rows
+    error = _ROUNDING * q.shape[1] ** 0.5 * (q.norm(dim=1) + pool.longest).square()  # [B] bound on that of a product
+    best = _Best(q, p, error, k, similarity)
+    largest = _TILE if q.device.type == "cpu" else 8 * _TILE
+    start = 0
+    while start < len(p):
+        stop = min(start + min(max(_FIRST, start), largest), len(p))
+        tile = p[start:stop].T
+        rough = _room(space, "rough", q, (len(q), stop - start), torch.float32)
+        if pool.half_squares is None:
+            torch.mm(q, tile, out=rough)
+        else:
+            torch.addmm(-pool.half_squares[start:stop], q, tile, out=rough)
+        above = _room(space, "above", q, (len(q), stop - start), torch.bool)
+        torch.ge(rough, best.floor[:, None], out=above)
+        # flat positions: pairs of indices take twice as long to find
+        flat = above.view(-1).nonzero()[:, 0]
+        values = rough.view(-1)[flat]
+        rows = torch.div(flat, stop - start, rounding_mode="floor")
+        positions = flat - rows * (stop - start) + start
+        keep = _allowed(q, p, rows, positions, values, error, codes, limit)
+        if keep is not None:
+            rows, positions, values = rows[keep], positions[keep], values[keep]
+        if len(rows):
+            best.add(rows, positions, values)
+        start = stop
+    return best.ranked()
+
+
+def _room(space: dict[str, Tensor], name: str, like: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Memory that is used again: fresh pages for every product cost as much as looking through it."""
+    size = shape[0] * shape[1]
+    if name not in space or space[name].numel() < size:
+        space[name] = torch.empty(size, dtype=dtype, device=like.device)
+    return space[name][:size].view(shape)
+
+
+def _allowed(
+    q: Tensor,
+    p: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    values: Tensor,
+    error: Tensor,
+    codes: Sequence[tuple[Tensor, Tensor]],
+    limit: float | None,
+) -> Tensor | None:
+    """Which pairs of query and pool row may meet, [n] bool, or None when all may.
+
+    Cosines at the border of `limit` (wrong by `error` at most) are computed exactly.
+    """
+    bad: Tensor | None = None
+    for own, theirs in codes:
+        mine = own[rows]
+        same = (mine == theirs[positions]) & (mine >= 0)
+        bad = same if bad is None else bad | same
+    if limit is not None:
+        margin = error[rows]
+        above = values > limit
+        border = ((values >= limit - margin) & (values <= limit + margin)).nonzero()[:, 0]
+        for part in torch.split(border, 512):  # bounds the gathered copy
+            above[part] = _exact(q[rows[part]], p[positions[part]], "cosine") > limit
+        bad = above if bad is None else bad | above
+    return None if bad is None or not bool(bad.any()) else ~bad
 
 
 def _exact(q: Tensor, p: Tensor, similarity: Similarity) -> Tensor:
     """Similarity of rows [..., D] that belong together, in float64."""
     near, own = p.double(), q.double()
-    return (near * own).sum(-1) if similarity == "cosine" else -(near - own).norm(dim=-1)
+    return near.mul_(own).sum(-1) if similarity == "cosine" else -near.sub_(own).norm(dim=-1)
 
 
-def _rank(q: Tensor, p: Tensor, rough: Tensor, error: Tensor, k: int, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    """Exact order of one block: rows [B, min(k, P)] and similarities float32. `rough` is wrong by `error` at most."""
-    many = min(k + _SLACK, len(p))
-    values, candidates = rough.topk(many, dim=1)
-    exact = torch.empty(values.shape, dtype=torch.float64, device=q.device)
-    for i in range(0, len(q), 32):  # bounds the gathered copy
-        exact[i : i + 32] = _exact(q[i : i + 32, None], p[candidates[i : i + 32]], similarity)
-    exact = torch.where(values == -torch.inf, -torch.inf, exact)
-    # The proposals are complete when the last of them is clearly behind the k-th; if not, look further for that query.
-    if many < len(p):
-        floor = values[:, k - 1] - 2 * error
-        for row in ((values[:, -1] >= floor) & (values[:, -1] > -torch.inf)).nonzero()[:, 0].tolist():
-            candidates[row], exact[row] = _rank_all(q[row], p, rough[row], floor[row], many, similarity)
-    scores = exact.float()
-    by_position = candidates.argsort(dim=1, stable=True)
-    scores, candidates = scores.gather(1, by_position), candidates.gather(1, by_position)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    scores, candidates = scores.gather(1, order), candidates.gather(1, order)
-    return torch.where(scores == -torch.inf, -1, candidates), scores
+class _Best:
+    """The candidates of B queries so far, at least all that may be among the `k` best: values, positions [B, C].
 
+    `floor` [B]: a product below it is out. Products are wrong by `error` at most, so k values that reach v mean k
+    similarities that reach v - error, and what is below v - 2 error is behind all of them.
+    """
 
-def _rank_all(
-    q: Tensor, p: Tensor, rough: Tensor, floor: Tensor, many: int, similarity: Similarity
-) -> tuple[Tensor, Tensor]:
-    """The `many` best for one query among all pool rows whose `rough` reaches `floor`, ties to the lower position."""
-    candidates = (rough >= floor).nonzero()[:, 0]
-    exact = torch.cat([_exact(q, p[part], similarity) for part in torch.split(candidates, 4096)])
-    order = exact.float().argsort(descending=True, stable=True)[:many]
-    return candidates[order], exact[order]
+    def __init__(self, q: Tensor, p: Tensor, error: Tensor, k: int, similarity: Similarity) -> None:
+        self.q, self.p, self.error, self.k, self.similarity = q, p, error, k, similarity
+        self.many = k + _SLACK
+        self.values = torch.full((len(q), self.many + _FIRST), -torch.inf, device=q.device)
+        self.positions = torch.zeros(self.values.shape, dtype=torch.int64, device=q.device)
+        self.count = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+        self.floor = torch.full((len(q),), -torch.inf, device=q.device)
+
+    def add(self, rows: Tensor, positions: Tensor, values: Tensor) -> None:
+        """Take in n candidates, `rows` ascending, and leave out what can no longer be among the best."""
+        new = torch.bincount(rows, minlength=len(self.q))
+        width = int((self.count + new).max())
+        if width > self.values.shape[1]:
+            more = (0, width - self.values.shape[1])
+            self.values = torch.nn.functional.pad(self.values, more, value=-torch.inf)
+            self.positions = torch.nn.functional.pad(self.positions, more)
+        first = self.count - (new.cumsum(0) - new) + torch.arange(len(new), device=rows.device) * self.values.shape[1]
+        at = torch.arange(len(rows), device=rows.device) + first[rows]
+        self.values.view(-1)[at] = values
+        self.positions.view(-1)[at] = positions
+        self.count += new
+        self._tighten(width)
+
+    def _tighten(self, width: int) -> None:
+        many = min(self.many, width)
+        values, at = self.values[:, :width].topk(many, dim=1)
+        positions = self.positions.gather(1, at)
+        if many >= self.k:
+            self.floor = values[:, self.k - 1] - 2 * self.error
+        if many < width:
+            # Where what is left out is not clearly behind the k-th, products cannot decide: the exact order does.
+            unclear = (self.count > many) & (values[:, -1] >= self.floor)
+            for row in unclear.nonzero()[:, 0].tolist():
+                positions[row], values[row] = self._decided(row, width, many)
+            self.values[:, many:width] = -torch.inf
+            self.count.clamp_(max=many)
+        self.values[:, :many], self.positions[:, :many] = values, positions
+
+    def _decided(self, row: int, width: int, many: int) -> tuple[Tensor, Tensor]:
+        """The `many` best of one query by exact similarity, ties to the lower position; highest product first."""
+        near = (self.values[row, :width] >= self.floor[row]).nonzero()[:, 0]
+        near = near[self.positions[row, near].argsort()]
+        exact = torch.cat(
+            [_exact(self.q[row], self.p[self.positions[row, part]], self.similarity) for part in torch.split(near, 512)]
+        )
+        near = near[exact.float().argsort(descending=True, stable=True)[:many]]
+        values, order = self.values[row, near].sort(descending=True)
+        return self.positions[row, near[order]], values
+
+    def ranked(self) -> References:
+        """The k best by exact similarity, ties to the lower position."""
+        width = int((self.values >= self.floor[:, None]).logical_and_(self.values > -torch.inf).sum(1).max())
+        values, candidates = self.values[:, :width], self.positions[:, :width]  # highest first since the last `add`
+        scores = torch.full(values.shape, -torch.inf, device=self.q.device)
+        # A gathered copy that stays in the cache; elsewhere one that keeps the device busy.
+        numbers = 1 << (18 if self.q.device.type == "cpu" else 25)
+        step = max(1, numbers // max(1, width * self.q.shape[1]))
+        for i in range(0, len(self.q) if width else 0, step):
+            of = slice(i, i + step)
+            scores[of] = _exact(self.q[of, None], self.p[candidates[of]], self.similarity).float()
+        scores = torch.where(values == -torch.inf, -torch.inf, scores)
+        by_position = candidates.argsort(dim=1, stable=True)
+        scores, candidates = scores.gather(1, by_position), candidates.gather(1, by_position)
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, : self.k]
+        scores, candidates = scores.gather(1, order), candidates.gather(1, order)
+        index = np.full((len(self.q), self.k), -1, np.int64)
+        best = np.full(index.shape, -np.inf, np.float32)
+        filled = scores > -torch.inf
+        index[:, : order.shape[1]] = torch.where(filled, candidates, -1).cpu().numpy()
+        best[:, : order.shape[1]] = scores.cpu().numpy()
+        return References(index, best)
