@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from milnet.annotations import Problems
+from milnet.datasets.aadb import AadbOptions, read_aadb
 from milnet.datasets.ava import AvaOptions, read_ava
+from milnet.datasets.eva import EvaOptions, read_eva
 from milnet.datasets.imported import Imported
+from milnet.datasets.koniq10k import Koniq10kOptions, read_koniq10k
 from milnet.datasets.oasis import OasisOptions, read_oasis
+from milnet.datasets.para import ParaOptions, read_para
 from milnet.datasets.table import TableOptions, read_table
+from milnet.datasets.tad66k import Tad66kOptions, read_tad66k
 from milnet.errors import UsageError
 
-Options = AvaOptions | OasisOptions | TableOptions
+Options = (
+    TableOptions | OasisOptions | AvaOptions | Tad66kOptions | Koniq10kOptions | EvaOptions | ParaOptions | AadbOptions
+)
 _T = TypeVar("_T")
 
 # name -> its options
@@ -21,8 +28,19 @@ FORMATS: dict[str, type[Options]] = {
     "oasis": OasisOptions,
     "ava-19928": AvaOptions,
     "ava-19998": AvaOptions,
+    "tad66k": Tad66kOptions,
+    "koniq10k": Koniq10kOptions,
+    "eva": EvaOptions,
+    "para": ParaOptions,
+    "aadb": AadbOptions,
 }
-ALIASES = {"ava": "ava-19928", "ava-ilg": "ava-19998"}
+ALIASES = {
+    "ava": "ava-19928",
+    "ava-ilg": "ava-19998",
+    "tad-66k": "tad66k",
+    "koniq-10k": "koniq10k",
+    "koniq": "koniq10k",
+}
 
 
 def format_name(text: str) -> str:
@@ -48,6 +66,16 @@ def read_dataset(format_: str, source: Path, problems: Problems, options: Option
             return read_ava(source, problems, _own(options, AvaOptions, format_), protocol="19928")
         case "ava-19998":
             return read_ava(source, problems, _own(options, AvaOptions, format_), protocol="19998")
+        case "tad66k":
+            return read_tad66k(source, problems, _own(options, Tad66kOptions, format_))
+        case "koniq10k":
+            return read_koniq10k(source, problems, _own(options, Koniq10kOptions, format_))
+        case "eva":
+            return read_eva(source, problems, _own(options, EvaOptions, format_))
+        case "para":
+            return read_para(source, problems, _own(options, ParaOptions, format_))
+        case "aadb":
+            return read_aadb(source, problems, _own(options, AadbOptions, format_))
         case _:
             return read_table(source, problems, _own(options, TableOptions, format_))
 

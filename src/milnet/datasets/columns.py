@@ -39,6 +39,7 @@ class VoteColumns:
     total: str | None = None
     sd: str | None = None
     rater: str | None = None
+    each: float = 1.0  # the number of votes of each photo, for fractions and means without a total
 
     @property
     def used(self) -> set[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +52,73 @@ def first_few(names: list[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
+def tally(table: Table, column: str) -> str:
+    """How many photos have each text of a column, in words, in the order the texts first appear."""
+    counts = Counter(table.column(column))
+    return f"{column}: " + ", ".join(f"{count:,} {text or '(none)'}" for text, count in counts.items())
+
+
 def require_photos(count: int, file: Path) -> None:
     """Raise AnnotationError when no photo is left to make a table of."""
     if not count:
         raise AnnotationError("no photo with usable votes is left", file=file)
+
+
+def find_folder(source: Path, wanted: Sequence[str], below: Sequence[str], what: str) -> Path:
+    """`source`, or the folder of `below` in it, that holds one of `wanted`. Raises UsageError when there is none."""
+    for folder in (source, *(source / name for name in below)):
+        if any((folder / name).exists() for name in wanted):
+            return folder
+    raise UsageError(f"expected {what} with {' or '.join(wanted)}, got {source}")
+
+
+def find_photos(texts: Sequence[str], folder: Path | None, report: list[str]) -> tuple[tuple[str, ...], Path | None]:
+    """The file of each photo below `folder`, "" where there is none; as the labels write it when no folder is named.
+
+    A text is the name of a file below the folder, or such a name without an image's ending; or, where there is no such
+    file, the end of exactly one path ("a.jpg" for "2021/a.jpg"). A line for people is added to `report`. Raises
+    UsageError when several files fit.
+    """
+    if folder is None:
+        report.append("photos: not looked for, no folder was named")
+        return tuple(text if photo_id(text) != text else "" for text in texts), None
+    names = files_below(folder)
+    photos = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    by_id: dict[str, list[str]] = {}
+    for name in photos:
+        by_id.setdefault(photo_id(name), []).append(name)
+    ends: dict[int, dict[str, list[str]]] = {}  # number of parts -> the last parts of a path, and without its ending
+    images: list[str] = []
+    for text in texts:
+        if text in names:
+            images.append(text)
+            continue
+        fitting = by_id.get(text, []) if photo_id(text) == text else []
+        if not fitting:
+            parts = text.count("/") + 1
+            if parts not in ends:
+                ends[parts] = _ends(photos, parts)
+            fitting = ends[parts].get(text, [])
+        if len(fitting) > 1:
+            raise UsageError(
+                f"photo {text!r} could be {' or '.join(fitting[:4])} in {folder}: keep one of them there, "
+                "or name another folder"
+            )
+        images.append(fitting[0] if fitting else "")
+    missing = [text for text, image in zip(texts, images, strict=True) if not image]
+    report.append(
+        f"photos: {len(texts) - len(missing):,} in {folder}"
+        + (f", {len(missing):,} missing: {first_few(missing)}" if missing else "")
+    )
+    return tuple(images), folder
+
+
+def _ends(photos: list[str], parts: int) -> dict[str, list[str]]:
+    """Last `parts` parts of a path, with and without its ending -> the paths."""
+    found: dict[str, list[str]] = {}
+    for name in photos:
+        if name.count("/") >= parts:
+            end = "/".join(name.split("/")[-parts:])
+            for key in {end, photo_id(end)}:
+                found.setdefault(key, []).append(name)
+    return found

@@ -12,8 +12,10 @@ column. The id of a photo is its text in the photo column without an image's end
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from milnet.annotations import Problems, Table
 from milnet.datasets import columns as find
 from milnet.datasets.columns import VoteColumns
-from milnet.datasets.imported import IMAGE_SUFFIXES, Imported, files_below, first_few, photo_id, require_photos
+from milnet.datasets.imported import Imported, find_photos, photo_id, require_photos
 from milnet.datasets.text import Sheet, number, one_line, read_csv, read_parquet, unique, whole
 from milnet.entropy import feasible_sds, maximum_entropy
 from milnet.errors import AnnotationError, UsageError
@@ -53,7 +55,7 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
-class _Rated:
+class Rated:
     """The photos of the file: the row that first names each, their ids, votes [N, S] and values [S]."""
 
     rows: list[int]
@@ -88,30 +90,72 @@ def read_table(source: Path, problems: Problems, options: TableOptions | None = 
     fixed = {name for name in (*groups, split) if name is not None}
     if overlap := sorted((votes.used | {photo}) & fixed):
         raise UsageError(f"column {overlap[0]!r} cannot be a group or the split: it holds the photos or their votes")
-    rated = (_ratings if votes.form == "ratings" else _a_row_a_photo)(sheet, problems, photo, votes, fixed)
-    require_photos(len(rated.rows), sheet.file)
-
-    texts, renamed = _columns(sheet, rated, {photo} | votes.used, split, report)
-    images, root = _images([sheet.rows[row][sheet.names.index(photo)] for row in rated.rows], options.images, report)
-    values = rated.values
-    table = Table(
+    made = make_table(
+        sheet,
+        problems,
+        photo,
+        votes,
         name=options.name or source.stem,
+        source={"format": "table", "form": votes.form, "photo": photo, "columns": list(votes.columns)}
+        | {role: name for role in ("total", "sd", "rater") if (name := getattr(votes, role)) is not None},
+        names={} if split is None else {split: "split"},
+        groups=groups,
+        fixed=fixed,
+        threshold=options.threshold,
+        images=options.images,
+        report=report,
+    )
+    return Imported(made.table, {"labels": sheet.sha256}, made.report)
+
+
+def make_table(
+    sheet: Sheet,
+    problems: Problems,
+    photo: str,
+    votes: VoteColumns,
+    *,
+    name: str,
+    source: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+    groups: Sequence[str] = (),
+    fixed: Collection[str] = (),
+    threshold: float | None = None,
+    images: Path | None = None,
+    paths: Mapping[str, str] | None = None,
+    report: Sequence[str] = (),
+) -> Imported:
+    """The table of a sheet whose columns are known: what all importers of such files end with. `inputs` stay empty.
+
+    `photo` names the photo; `names`: columns that are called otherwise in the table; `groups`: columns whose photos
+    belong together; `fixed`: columns that must not differ between the ratings of one photo; `threshold`: else the
+    middle of the values; `paths`: text of the photo column -> file below the folder `images`, where the text is not
+    the file. Rows that cannot be used are defects.
+    """
+    report = list(report)
+    rated = ratings(sheet, problems, photo, votes, fixed) if votes.form == "ratings" else None
+    rated = rated or a_row_a_photo(sheet, problems, photo, votes)
+    require_photos(len(rated.rows), sheet.file)
+    texts, renamed = _columns(sheet, rated, {photo} | votes.used, names or {}, report)
+    at, values = sheet.names.index(photo), rated.values
+    wanted = [sheet.rows[row][at] for row in rated.rows]
+    files, root = find_photos([(paths or {}).get(text, text) for text in wanted], images, report)
+    table = Table(
+        name=name,
         ids=tuple(rated.ids),
         votes=rated.votes,
         values=values,
         columns=texts,
-        images=images,
+        images=files,
         image_root=root,
-        groups=tuple(renamed[name] for name in groups),
-        threshold=float(values[0] + values[-1]) / 2 if options.threshold is None else options.threshold,
-        source={"format": "table", "form": votes.form, "photo": photo, "columns": list(votes.columns)}
-        | {role: name for role in ("total", "sd", "rater") if (name := getattr(votes, role)) is not None},
+        groups=tuple(renamed[group] for group in groups),
+        threshold=float(values[0] + values[-1]) / 2 if threshold is None else threshold,
+        source=source,
     )
-    head = [
+    head = (
         f"{len(table):,} photos; {photo!r} names them; {votes.form} in {_shorten(votes.columns)}",
         f"values {_shorten([f'{value:g}' for value in values])}",
-    ]
-    return Imported(table, {"labels": sheet.sha256}, (*head, *rated.report, *report))
+    )
+    return Imported(table, {}, (*head, *rated.report, *report))
 
 
 def _shorten(names: list[str] | tuple[str, ...]) -> str:
@@ -215,7 +259,7 @@ def _detect(sheet: Sheet, values: FloatArray | None, taken: set[str]) -> VoteCol
     )
 
 
-def _a_row_a_photo(sheet: Sheet, problems: Problems, photo: str, found: VoteColumns, fixed: set[str]) -> _Rated:
+def a_row_a_photo(sheet: Sheet, problems: Problems, photo: str, found: VoteColumns) -> Rated:
     """Counts, fractions and means."""
     assert found.values is not None  # _vote_columns refuses these forms without values
     positions = [sheet.names.index(name) for name in found.columns]
@@ -237,9 +281,8 @@ def _a_row_a_photo(sheet: Sheet, problems: Problems, photo: str, found: VoteColu
     if found.form == "counts":
         votes = array
     else:
-        report.append(
-            f"number of votes: {f'column {found.total!r}' if found.total else 'not known, each photo has one'}"
-        )
+        alone = "not known, each photo has one" if found.each == 1 else f"{found.each:g} a photo"
+        report.append(f"number of votes: {f'column {found.total!r}' if found.total else alone}")
         if found.form == "fractions":
             votes = array[:, :-1] * array[:, -1:]
         else:
@@ -248,7 +291,7 @@ def _a_row_a_photo(sheet: Sheet, problems: Problems, photo: str, found: VoteColu
             )
             sds = array[:, 1] if found.sd else None
             votes = maximum_entropy(array[:, 0], sds, found.values) * array[:, -1:]
-    return _Rated(rows, ids, votes, found.values, report)
+    return Rated(rows, ids, votes, found.values, report)
 
 
 def _counts(cells: list[str], found: VoteColumns, sheet: Sheet, row: int) -> list[float] | str:
@@ -301,15 +344,15 @@ def _mean(cells: list[str], found: VoteColumns, sheet: Sheet, row: int) -> list[
 
 
 def _total(found: VoteColumns, sheet: Sheet, row: int) -> float | str:
-    """The number of votes of a row, 1 when it is not known."""
+    """The number of votes of a row."""
     if found.total is None:
-        return 1.0
+        return found.each
     text = sheet.rows[row][sheet.names.index(found.total)]
     votes = number(text)
     return votes if votes is not None and votes > 0 else f"expected votes > 0 in column {found.total!r}, got {text!r}"
 
 
-def _ratings(sheet: Sheet, problems: Problems, photo: str, found: VoteColumns, fixed: set[str]) -> _Rated:
+def ratings(sheet: Sheet, problems: Problems, photo: str, found: VoteColumns, fixed: Collection[str]) -> Rated:
     """One row a rating. Without given values they are all whole numbers from the lowest to the highest rating."""
     at, rating = sheet.names.index(photo), sheet.names.index(found.columns[0])
     rater = None if found.rater is None else sheet.names.index(found.rater)
@@ -373,7 +416,7 @@ def _ratings(sheet: Sheet, problems: Problems, photo: str, found: VoteColumns, f
     raters = "" if rater is None else f" by {len({who for who, _ in given}):,} raters"
     report.insert(0, f"{len(pairs):,} ratings{raters}")
     report += [f"column {sheet.names[k]!r} differs between rows of one photo and is left out" for k in sorted(changing)]
-    return _Rated(first, list(positions), votes, values, report, frozenset(sheet.names[k] for k in changing))
+    return Rated(first, list(positions), votes, values, report, frozenset(sheet.names[k] for k in changing))
 
 
 def _rating_bins(sheet: Sheet, found: VoteColumns) -> tuple[FloatArray, dict[str, int | None], list[str]]:
@@ -402,7 +445,7 @@ def _rating_bins(sheet: Sheet, found: VoteColumns) -> tuple[FloatArray, dict[str
 
 
 def _columns(
-    sheet: Sheet, rated: _Rated, used: set[str], split: str | None, report: list[str]
+    sheet: Sheet, rated: Rated, used: set[str], names: Mapping[str, str], report: list[str]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """The text columns by their names in the table, and those names by the names in the file."""
     columns: dict[str, tuple[str, ...]] = {}
@@ -414,7 +457,7 @@ def _columns(
         if not name:
             report.append(f"column {at + 1} has no name and is left out")
             continue
-        clean = "split" if name == split else "".join(c if c.isalnum() or c in "_-." else "_" for c in name)
+        clean = names.get(name) or "".join(c if c.isalnum() or c in "_-." else "_" for c in name)
         clean = f"_{clean}" if clean.startswith(".") else clean
         if len(clean.encode()) > 200:
             raise AnnotationError(f"column name {name[:40]!r}... is too long: shorten it", file=sheet.file)
@@ -431,33 +474,3 @@ def _columns(
         columns[clean] = tuple(map(one_line, texts))
         renamed[name] = clean
     return columns, renamed
-
-
-def _images(texts: list[str], folder: Path | None, report: list[str]) -> tuple[tuple[str, ...], Path | None]:
-    """The file of each photo below `folder`, "" where there is none; as the table writes it when no folder is named.
-
-    A text is the name of a file below the folder, or such a name without an image's ending.
-    """
-    if folder is None:
-        report.append("photos: not looked for, no folder was named")
-        return tuple(text if photo_id(text) != text else "" for text in texts), None
-    names = files_below(folder)
-    by_id: dict[str, list[str]] = {}
-    for name in names:
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-            by_id.setdefault(photo_id(name), []).append(name)
-    images: list[str] = []
-    for text in texts:
-        if text in names:
-            images.append(text)
-            continue
-        fitting = by_id.get(text, []) if photo_id(text) == text else []
-        if len(fitting) > 1:
-            raise UsageError(f"photo {text!r} could be {' or '.join(fitting)} in {folder}: keep one of them there")
-        images.append(fitting[0] if fitting else "")
-    missing = [text for text, image in zip(texts, images, strict=True) if not image]
-    report.append(
-        f"photos: {len(texts) - len(missing):,} in {folder}"
-        + (f", {len(missing):,} missing: {first_few(missing)}" if missing else "")
-    )
-    return tuple(images), folder

@@ -10,8 +10,8 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from milnet.annotations import Problems
@@ -70,7 +70,8 @@ def read_lines(file: Path) -> tuple[list[str], str]:
 class Sheet:
     """A csv or Parquet file: unique column names, rows of texts as long as the names, and where each row stands.
 
-    `places` are 1-based: the line a row begins on in a csv file, the number of the row in a Parquet file.
+    `places` are 1-based: the line a row begins on in a csv file, the number of the row in a Parquet file. A sheet that
+    was joined from several files says in `files` which one each row comes from; its `file` is what they stand for.
     """
 
     file: Path
@@ -79,22 +80,87 @@ class Sheet:
     rows: list[list[str]]
     places: list[int]
     is_text: bool = True
+    files: list[Path] | None = None
 
-    def place(self, row: int) -> str:
-        """Where row `row` (from 0) stands, in words."""
-        return f"{'line' if self.is_text else 'row'} {self.places[row]}"
+    def file_of(self, row: int) -> Path:
+        """The file that row `row` (from 0) comes from."""
+        return self.file if self.files is None else self.files[row]
+
+    def place(self, row: int, beside: int | None = None) -> str:
+        """Where row `row` (from 0) stands, in words; with its file when row `beside` comes from another one."""
+        elsewhere = beside is not None and self.file_of(row) != self.file_of(beside)
+        return f"{'line' if self.is_text else 'row'} {self.places[row]}" + (
+            f" of {self.file_of(row)}" if elsewhere else ""
+        )
 
     def defect(self, problems: Problems, row: int, reason: str) -> None:
         """Report a defect of row `row` (from 0)."""
         if self.is_text:
-            problems.add(reason, file=self.file, line=self.places[row])
+            problems.add(reason, file=self.file_of(row), line=self.places[row])
         else:
-            problems.add(f"{self.place(row)}: {reason}", file=self.file)
+            problems.add(f"{self.place(row)}: {reason}", file=self.file_of(row))
 
     def cells(self, name: str) -> list[str]:
         """The texts of one column."""
         position = self.names.index(name)
         return [row[position] for row in self.rows]
+
+    def take(self, rows: Sequence[int]) -> Sheet:
+        """The same sheet with these rows (from 0) only."""
+        return replace(
+            self,
+            rows=[self.rows[row] for row in rows],
+            places=[self.places[row] for row in rows],
+            files=None if self.files is None else [self.files[row] for row in rows],
+        )
+
+    def with_columns(self, columns: Mapping[str, Sequence[str]]) -> Sheet:
+        """The same sheet with these columns behind or, where it has one of that name, in place of its own."""
+        names = (*self.names, *(name for name in columns if name not in self.names))
+        texts = {name: columns[name] if name in columns else self.cells(name) for name in names}
+        return replace(self, names=names, rows=[list(row) for row in zip(*texts.values(), strict=True)])
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raise AnnotationError when one of the columns is not there."""
+        if missing := [name for name in names if name not in self.names]:
+            raise AnnotationError(
+                f"expected the columns {', '.join(names)}, but {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not among {', '.join(self.names)[:400]}",
+                file=self.file,
+                line=1 if self.is_text else None,
+            )
+
+
+def join(sheets: Sequence[Sheet], file: Path) -> tuple[Sheet, list[str]]:
+    """The rows of several files, in the columns that all of them have; and the columns that only some have.
+
+    `file` is what they stand for together, their folder for example.
+    """
+    names = tuple(name for name in sheets[0].names if all(name in sheet.names for sheet in sheets))
+    others = sorted({name for sheet in sheets for name in sheet.names} - set(names))
+    rows: list[list[str]] = []
+    for sheet in sheets:
+        chosen = [sheet.names.index(name) for name in names]
+        rows += [[row[at] for at in chosen] for row in sheet.rows]
+    places = [place for sheet in sheets for place in sheet.places]
+    files = [sheet.file for sheet in sheets for _ in sheet.rows]
+    return Sheet(file, "", names, rows, places, files=files), others
+
+
+def only_numbers(sheet: Sheet, problems: Problems, limits: Mapping[str, tuple[float, float]]) -> Sheet:
+    """The rows that have a number within its limits in each of these columns; the others are defects."""
+    kept = []
+    for row, cells in enumerate(sheet.rows):
+        for name, (low, high) in limits.items():
+            text = cells[sheet.names.index(name)]
+            value = number(text)
+            if value is None or not low <= value <= high:
+                wanted = f"from {low:g} to {high:g}" if high < float("inf") else f">= {low:g}"
+                sheet.defect(problems, row, f"expected a number {wanted} in column {name!r}, got {text!r}")
+                break
+        else:
+            kept.append(row)
+    return sheet.take(kept)
 
 
 def read_csv(file: Path, problems: Problems, *, separator: str = ",") -> Sheet:
@@ -105,7 +171,7 @@ def read_csv(file: Path, problems: Problems, *, separator: str = ",") -> Sheet:
     """
     data, sha256 = read_bytes(file)
     text = decode(data)
-    unclean = "\0" in text or _UNDECODED.search(text) is not None
+    suspicious = "\0" in text or _UNDECODED.search(text) is not None
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     records: list[tuple[int, list[str]]] = []
     broken: list[tuple[int, str]] = []
@@ -137,7 +203,7 @@ def read_csv(file: Path, problems: Problems, *, separator: str = ",") -> Sheet:
                 if any(cell.strip() for cell in record)
                 else "expected a row, got a blank line"
             )
-        elif unclean and (reason := _unclean(record)):
+        elif suspicious and (reason := unclean(record)):
             reasons[line] = reason
         else:
             rows.append(record)
@@ -149,7 +215,7 @@ def read_csv(file: Path, problems: Problems, *, separator: str = ",") -> Sheet:
 
 def _header(file: Path, line: int, header: list[str], separator: str) -> tuple[str, ...]:
     names = tuple(one_line(name).strip() for name in header)
-    if reason := _unclean(header):
+    if reason := unclean(header):
         raise AnnotationError(reason, file=file, line=line)
     if len(names) < 2:
         raise AnnotationError(
@@ -164,7 +230,7 @@ def _header(file: Path, line: int, header: list[str], separator: str) -> tuple[s
     return names
 
 
-def _unclean(record: list[str]) -> str:
+def unclean(record: list[str]) -> str:
     """Why the texts of a row cannot be used, or ""."""
     if any(_UNDECODED.search(cell) for cell in record):
         return "expected UTF-8, got other bytes: save the file as UTF-8"
@@ -212,7 +278,7 @@ def unique(
             sheet.defect(
                 problems,
                 row,
-                f"{what} {cells[position]!r} appears twice: first on {sheet.place(first)}"
+                f"{what} {cells[position]!r} appears twice: first on {sheet.place(first, row)}"
                 + ("" if (other := sheet.rows[first][position]) == cells[position] else f" as {other!r}"),
             )
         else:
