@@ -5,16 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from milnet.cli.common import Context, command
 from milnet.errors import UsageError
-
-if TYPE_CHECKING:
-    from milnet.annotations import Table
-    from milnet.extraction import Extractor
 
 Data = Annotated[Path, typer.Argument(help="DATA folder, as `milnet import` made it.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
@@ -132,48 +128,15 @@ def import_(
 def features(
     context: Context,
     data: Data,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="resnet50 | mlsp | timm/MODEL, for example timm/mobilenetv2_100.", show_default=False),
-    ] = None,
+    backbone: Annotated[str, typer.Option(help="timm/MODEL, for example timm/mobilenetv2_100.", show_default=False)],
     weights: Annotated[
         str, typer.Option(help="safetensors FILE | cached (hub cache) | hub (download) | random:SEED (untrained).")
     ] = "cached",
     name: Annotated[str | None, typer.Option(help="Name of the features.", show_default="the backbone's")] = None,
     size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Long side in pixels; with --fit crop, side of the square; with --fit original, the largest long side.",
-            show_default="320, the network's own, 1024",
-        ),
+        int | None, typer.Option(min=1, help="Long side in pixels; with --fit crop, side of the square.")
     ] = None,
-    fit: Annotated[
-        str | None,
-        typer.Option(
-            help="whole (the whole photo at one long side) | crop (centre square) | original (at its own size)",
-            show_default="whole; mlsp: original",
-        ),
-    ] = None,
-    preprocess: Annotated[
-        str,
-        typer.Option(help="timm (the weights' own) | published (no normalisation, original size, adaptive pooling)"),
-    ] = "timm",
-    wide: Annotated[
-        str | None,
-        typer.Option(help="Also store the maps in 5x5 cells: float16 | int8 (58 % of the space)", show_default=False),
-    ] = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option(help="How maps become 5x5 cells: area | adaptive", show_default="area; published: adaptive"),
-    ] = None,
-    published: Annotated[
-        Path | None,
-        typer.Option(help="Read the published code's files, one a photo, instead of photos.", show_default=False),
-    ] = None,
-    narrow: Annotated[
-        bool, typer.Option("--narrow", help="With --published: wide files become the means of their cells.")
-    ] = False,
+    fit: Annotated[str, typer.Option(help="whole (the whole photo, aspect kept) | crop (centre square)")] = "whole",
     draft: Annotated[bool, typer.Option("--draft", help="Shrink very large JPEGs while decoding.")] = False,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU, else 64")
@@ -190,31 +153,31 @@ def features(
 
     from milnet.annotations import load_table
     from milnet.artifacts import plain_name
-    from milnet.extraction import extract
+    from milnet.backbones import load_backbone
+    from milnet.extraction import Extractor, Preprocess, extract
     from milnet.features import Features, same_pixels
+    from milnet.images import MAX_PIXELS
 
     device = context.compute_device()
     table, _ = load_table(data)
-    if (backbone is None) == (published is None):
-        raise UsageError("expected either --backbone NAME or --published FOLDER")
-    folder = data / "features" / plain_name(name or (backbone or "published").replace("/", "-"), "--name")
+    folder = data / "features" / plain_name(name or backbone.replace("/", "-"), "--name")
     if images is not None:
         if not images.is_dir():
             raise UsageError(f"--images {images}: there is no such folder")
         table = replace(table, image_root=images)
-    if published is not None:
-        return _published_features(context, table, published, folder, narrow=narrow, overwrite=overwrite)
-    assert backbone is not None
-    extractor = make_extractor(
-        context, backbone, weights, size=size, fit=fit, preprocess=preprocess, pooling=pooling, wide=wide, draft=draft,
-        batch=batch, workers=workers, max_pixels=max_pixels,
-    )  # fmt: skip
+    if fit not in ("whole", "crop"):
+        raise UsageError(f"--fit {fit}: expected whole or crop")
+    network = load_backbone(backbone, weights, offline=context.offline)
+    side = size or (320 if fit == "whole" else network.native_size)
+    multiple = 1 if fit == "crop" else 32
+    preprocess = Preprocess(side, fit, multiple, network.crop_fraction if fit == "crop" else 0.875, draft)  # type: ignore[arg-type]
+    extractor = Extractor.build(
+        network, preprocess, device=device, batch=batch, workers=workers, max_pixels=max_pixels or MAX_PIXELS
+    )
     began = time.monotonic()
-    place = weights_place(weights)
+    place = str(Path(weights).resolve()) if Path(weights).is_file() else weights
     with context.progress() as progress:
-        manifest = extract(
-            table, folder, extractor, weights=place, wide=wide, overwrite=overwrite, progress=progress  # type: ignore[arg-type]
-        )
+        manifest = extract(table, folder, extractor, weights=place, overwrite=overwrite, progress=progress)
     seconds = time.monotonic() - began
     made = Features(folder, table)
     ranges = ", ".join(f"{range_} {a}:{b}" for range_, (a, b) in made.ranges.items())
@@ -240,86 +203,6 @@ def features(
         "same_pixels": twins,
         **manifest.counts,
     }
-
-
-def weights_place(weights: str) -> str:
-    """How a manifest names where the weights were."""
-    return str(Path(weights).resolve()) if Path(weights).is_file() else weights
-
-
-def make_extractor(
-    context: Context,
-    backbone: str,
-    weights: str,
-    *,
-    size: int | None = None,
-    fit: str | None = None,
-    preprocess: str = "timm",
-    pooling: str | None = None,
-    wide: str | None = None,
-    draft: bool = False,
-    batch: int | None = None,
-    workers: int | None = None,
-    max_pixels: int | None = None,
-) -> Extractor:
-    """The extractor that the options of `milnet features` describe."""
-    from milnet.backbones import PUBLISHED, load_backbone
-    from milnet.extraction import Extractor, Preprocess
-    from milnet.images import MAX_PIXELS
-
-    for option, value, allowed in (
-        ("--fit", fit, ("whole", "crop", "original")),
-        ("--preprocess", preprocess, ("timm", "published")),
-        ("--wide", wide, ("float16", "int8")),
-        ("--pooling", pooling, ("area", "adaptive")),
-    ):
-        if value is not None and value not in allowed:
-            raise UsageError(f"{option} {value}: expected {' or '.join(allowed)}")
-    if pooling is not None and wide is None:
-        raise UsageError("--pooling says how wide maps are made: it goes with --wide float16 or int8")
-    as_published = preprocess == "published"
-    network = load_backbone(
-        backbone, weights, offline=context.offline, normalisation=PUBLISHED if as_published else None
-    )
-    fit = fit or ("original" if backbone == "mlsp" or as_published else "whole")
-    side = size or {"whole": 320, "crop": network.native_size, "original": 1024}[fit]
-    how = Preprocess(
-        size=side,
-        fit=fit,  # type: ignore[arg-type]
-        multiple=32 if fit == "whole" else 1,
-        crop_fraction=network.crop_fraction if fit == "crop" else 0.875,
-        draft=draft,
-    )
-    chosen = pooling or ("adaptive" if as_published else "area")
-    return Extractor.build(
-        network,
-        how,
-        device=context.compute_device(),
-        batch=batch,
-        workers=workers,
-        max_pixels=max_pixels or MAX_PIXELS,
-        pooling=None if wide is None else chosen,  # type: ignore[arg-type]
-    )
-
-
-def _published_features(
-    context: Context, table: Table, source: Path, folder: Path, *, narrow: bool, overwrite: bool
-) -> Mapping[str, Any]:
-    """The features that the published code wrote, one pickle a photo."""
-    from milnet.pickles import import_features
-
-    began = time.monotonic()
-    with context.progress() as progress:
-        manifest = import_features(table, source, folder, narrow=narrow, overwrite=overwrite, progress=progress)
-    width = manifest.config["ranges"]["taps"][1]
-    context.say(
-        f"{folder}: {manifest.counts['photos']:,} photos x {width:,} from {source}, {time.monotonic() - began:.1f} s, "
-        f"digest {manifest.digest[:12]}; what their makers had seen is unknown"
-    )
-    if manifest.counts["unreadable"]:
-        context.failed = True
-        context.warn(f"{manifest.counts['unreadable']:,} photos have no file there: {folder / 'errors.csv'}")
-    return {"features": str(folder), "digest": manifest.digest, **manifest.counts}
 
 
 @command("references")
