@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from milnet import references
 from milnet.errors import NumericError, UsageError
-from milnet.references import SAME_PHOTO, Exclusion, References, Similarity, same_photo_limit, search
+from milnet.references import SAME_PHOTO, Exclusion, References, Similarity, same_photo_limit, search, search_blocks
 
 Matrix = NDArray[np.float32]
 
@@ -149,6 +151,80 @@ def test_half_precision_and_views() -> None:
     assert found.similarity.tobytes() == expected.similarity.tobytes() and (found.index == expected.index).all()
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "l2"])
+@pytest.mark.parametrize("sizes", [(1, 1, 0), (8, 16, 0), (3, 64, 2), (1024, 100, 16)])  # first tile, tiles, slack
+@pytest.mark.parametrize("make", [normal, signs, lambda shape, seed: cluster(shape, seed, 1e-6)])
+def test_tiles_change_no_bit(
+    make: Callable[[tuple[int, int], int], Matrix],
+    sizes: tuple[int, int, int],
+    similarity: Similarity,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Candidates that pass from tile to tile, with too little room for those that products cannot tell apart."""
+    queries, pool = make((30, 64), 0), make((300, 64), 1)
+    groups = Exclusion(np.arange(30) % 4 - 1, np.arange(300) % 5 - 1)
+    whole = search(queries, pool, 7, similarity=similarity, exclude=[groups])
+    for name, value in zip(("_FIRST", "_TILE", "_SLACK"), sizes, strict=True):
+        monkeypatch.setattr(references, name, value)
+    tiled = search(queries, pool, 7, similarity=similarity, exclude=[groups])
+    np.testing.assert_array_equal(tiled.index, whole.index)
+    assert tiled.similarity.tobytes() == whole.similarity.tobytes()
+    values = similarities(queries, pool, similarity)
+    values[(groups.query[:, None] == groups.pool[None]) & (groups.query[:, None] >= 0)] = -np.inf
+    if similarity == "cosine":
+        values[values > SAME_PHOTO] = -np.inf
+    same(tiled, brute(values, 7))
+
+
+def test_a_pool_of_several_tiles() -> None:
+    """With the sizes as they are, more than one product of full size; near copies and groups among them."""
+    pool = normal((30_000, 16), 0)
+    queries = pool[::997] + 0.3 * normal((31, 16), 1)
+    groups = Exclusion(np.arange(31) % 3 - 1, np.arange(30_000) % 7 - 1)
+    values = similarities(queries, pool)
+    values[(groups.query[:, None] == groups.pool[None]) & (groups.query[:, None] >= 0)] = -np.inf
+    values[values > SAME_PHOTO] = -np.inf
+    same(search(queries, pool, 100, exclude=[groups]), brute(values, 100))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l2"])
+def test_rows_of_larger_arrays(similarity: Similarity, tmp_path: Path) -> None:
+    """Row numbers into a memory map and into some columns of it, in any order, give what copies of the rows give."""
+    np.save(tmp_path / "features.npy", normal((200, 48), 0).astype(np.float16))
+    features = np.load(tmp_path / "features.npy", mmap_mode="r")[:, 8:40]
+    generator = np.random.default_rng(1)
+    for pool_rows in (np.arange(20, 170), np.sort(generator.permutation(200)[:90]), generator.permutation(200)[:90]):
+        for query_rows in (np.arange(0, 60), generator.permutation(200)[:45], np.array([7, 7, 3])):
+            own = Exclusion(query_rows, pool_rows)
+            queries, pool = np.array(features[query_rows]), np.array(features[pool_rows])
+            expected = search(queries, pool, 5, exclude=[own], similarity=similarity)
+            found = search(
+                features,
+                features,
+                5,
+                query_rows=query_rows,
+                pool_rows=pool_rows,
+                exclude=[own],
+                similarity=similarity,
+                block=20,
+            )
+            np.testing.assert_array_equal(found.index, expected.index)
+            assert found.similarity.tobytes() == expected.similarity.tobytes()
+            assert not (pool_rows[found.index] == query_rows[:, None]).any()
+
+
+def test_blocks_come_in_the_order_they_are_stored() -> None:
+    features = normal((50, 8), 0)
+    rows = np.random.default_rng(0).permutation(50)[:30]
+    whole = search(features, features, 3, query_rows=rows)
+    places = []
+    for at, found in search_blocks(features, features, 3, query_rows=rows, block=8):
+        np.testing.assert_array_equal(found.index, whole.index[at])
+        places.append(at)
+    assert [len(at) for at in places] == [8, 8, 8, 6]
+    np.testing.assert_array_equal(rows[np.concatenate(places)], np.sort(rows))
+
+
 # ---- near duplicates -------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +300,24 @@ def test_features_that_are_not_finite(bad: float) -> None:
     for pair in ((queries, broken), (broken, pool)):
         with pytest.raises(NumericError, match="row 6 of the features is not finite: unreadable photos must be left"):
             search(*pair, 2)
+
+
+def test_the_row_that_is_not_finite_is_named_by_its_number_in_the_array() -> None:
+    features = normal((50, 8), 0)
+    features[33] = np.nan
+    good = np.arange(30)
+    for rows in (np.arange(30, 40), np.array([2, 33, 5])):
+        with pytest.raises(NumericError, match="row 33 of the features is not finite"):
+            search(features, features, 2, query_rows=rows, pool_rows=good)
+        with pytest.raises(NumericError, match="row 33 of the features is not finite"):
+            search(features, features, 2, query_rows=good, pool_rows=rows)
+    assert (search(features, features, 2, query_rows=good, pool_rows=good).index >= 0).all()
+
+
+def test_numbers_whose_squares_overflow_are_finite() -> None:
+    queries, pool = normal((5, 8), 0), normal((9, 8), 1)
+    queries[3, 2] = 3e38
+    assert len(search(queries, pool, 2)) == 5
 
 
 def test_shapes() -> None:

@@ -30,7 +30,7 @@ BLOCK = 1024  # queries searched for at once: the product of fewer is slower
 _SLACK = 16  # candidates beyond K that are kept while tiles go by
 _TILE = 8192  # pool rows in a product on a CPU: 32 MiB of it at a time, about what caches hold
 _FIRST = 1024  # pool rows in the first product, of which nothing is known yet; each next one may double
-_READ = 4096  # rows read and normalised at once
+_READ = 1024  # rows read at once: with more, most of the time goes into fresh memory
 _ROUNDING = 2.0**-23  # times sqrt(D) and the squared lengths: far above the rounding seen in float32 products
 
 
@@ -101,11 +101,12 @@ def _read(array: NDArray[Any], rows: IntArray, similarity: Similarity) -> Tensor
     part = array[int(rows[0]) : int(rows[-1]) + 1] if consecutive else stored_rows(array, rows)
     # torch widens float16 several times faster than numpy, but takes no read-only or reversed array
     tensor = torch.from_numpy(np.array(part, order="C")).float()
-    if not torch.isfinite(tensor).all():
+    lengths = tensor.norm(dim=1, keepdim=True)
+    if not torch.isfinite(lengths).all() and not torch.isfinite(tensor).all():  # lengths alone may overflow
         row = rows[int((~torch.isfinite(tensor).all(1)).nonzero()[0])]
         raise NumericError(f"row {row} of the features is not finite: unreadable photos must be left out of a search")
     # the bits of torch.nn.functional.normalize, in place
-    return tensor.div_(tensor.norm(dim=1, keepdim=True).clamp_min_(1e-12)) if similarity == "cosine" else tensor
+    return tensor.div_(lengths.clamp_min_(1e-12)) if similarity == "cosine" else tensor
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,10 @@ class _Pool:
             places = order[start : start + _READ]
             part = _read(array, chosen[places], similarity).to(device)
             at = torch.from_numpy(places).to(device)
-            rows[at] = part
+            rows.index_copy_(0, at, part)
             longest = torch.maximum(longest, part.norm(dim=1).max())
             if squares is not None:
-                squares[at] = part.square_().sum(1) / 2
+                squares.index_copy_(0, at, part.square_().sum(1) / 2)
         return _Pool(rows, squares, longest)
 
 
@@ -367,7 +368,8 @@ class _Best:
         step = max(1, numbers // max(1, width * self.q.shape[1]))
         for i in range(0, len(self.q) if width else 0, step):
             of = slice(i, i + step)
-            scores[of] = _exact(self.q[of, None], self.p[candidates[of]], self.similarity).float()
+            near = self.p.index_select(0, candidates[of].reshape(-1)).view(-1, width, self.p.shape[1])
+            scores[of] = _exact(self.q[of, None], near, self.similarity).float()
         scores = torch.where(values == -torch.inf, -torch.inf, scores)
         by_position = candidates.argsort(dim=1, stable=True)
         scores, candidates = scores.gather(1, by_position), candidates.gather(1, by_position)
