@@ -2,14 +2,20 @@
 
 No photo is its own reference: pool photos of the same id, the same pixels, or a semantic cosine above .97 are left out,
 at scoring too. Photos of the same group are left out when groups act.
+
+While it is made, a store lives in a hidden folder beside its place, with a mark for each finished row; killed at any
+moment, the next run goes on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +25,31 @@ from milnet.artifacts import (
     FORMATS,
     Manifest,
     canonical_json,
+    digest_array,
     digest_file,
     digest_text,
-    new_folder,
     read_array,
+    read_lines,
     read_manifest,
     verify_files,
     write_array,
     write_manifest,
+    write_text,
 )
-from milnet.errors import LeakError, UsageError
-from milnet.features import FeatureSet, Progress, take_rows
-from milnet.references import SAME_PHOTO, Exclusion, References, Similarity, same_photo_limit, search
+from milnet.errors import ArtifactError, LeakError, UsageError
+from milnet.features import FeatureSet, Progress, stored_rows, take_rows
+from milnet.references import (
+    BLOCK,
+    SAME_PHOTO,
+    Exclusion,
+    References,
+    Similarity,
+    same_photo_limit,
+    search,
+    search_blocks,
+)
+
+_SELECTED = 4096  # rows of a store that are looked through at once
 
 
 @dataclass(frozen=True)
@@ -38,34 +57,42 @@ class Store:
     """`DATA/references/NAME/`: for every row of a table its nearest rows in the pool, found once.
 
     `index` [N, k] rows of DATA (-1: none), `value` [N, k] their similarity, both nearest first. `rows`: the pool that
-    was searched; a smaller pool finds its references in here exactly, another one does not.
+    was searched; a smaller pool finds its references in here exactly, another one does not. A list that others
+    published (`similarity` is "published") counts as what it says, whatever we would find.
     """
 
     index: NDArray[Any]
     value: NDArray[Any]
     rows: IntArray
-    similarity: Similarity
+    similarity: Similarity | Literal["published"]
     near_duplicate: float | None
 
     def serves(self, pool: RatedPool, similarity: Similarity, k: int) -> bool:
-        """Whether this store holds what a search for `k` references in `pool` would find."""
+        """Whether this store holds what a search for `k` references in `pool` would find, or is to be used instead."""
+        if self.similarity == "published":
+            return bool(k <= self.index.shape[1])
         alike = self.similarity == similarity and (similarity == "l2" or self.near_duplicate == pool.near_duplicate)
-        return alike and k <= self.index.shape[1] and bool(np.isin(pool.rows, self.rows).all())
+        return bool(alike and k <= self.index.shape[1] and np.isin(pool.rows, self.rows).all())
 
     def select(self, queries: IntArray, pool_rows: IntArray, exclude: Sequence[Exclusion], k: int) -> References:
         """The first `k` that lie in a smaller pool and are not excluded; rows with fewer than `k` left get -1."""
-        position = np.full(int(max(self.index.max(initial=0), pool_rows.max(initial=0))) + 2, -1, np.int64)
+        position = np.full(int(max(self.rows.max(initial=0), pool_rows.max(initial=0))) + 2, -1, np.int64)
         position[pool_rows] = np.arange(len(pool_rows))
-        at = position[self.index[queries]]  # row -1 reads the last entry, which stays -1
-        allowed = at >= 0
-        for pair in exclude:
-            own = pair.query[:, None]
-            allowed &= ~((pair.pool[at] == own) & (own >= 0))
-        order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
-        enough = allowed.sum(1) >= k
-        index = np.where(enough[:, None], np.take_along_axis(at, order, 1), -1)
-        value = np.take_along_axis(np.asarray(self.value[queries], np.float32), order, 1)
-        return References(index, np.where(enough[:, None], value, np.float32(-np.inf)))
+        index = np.full((len(queries), k), -1, np.int64)
+        value = np.full(index.shape, -np.inf, np.float32)
+        for start in range(0, len(queries), _SELECTED):
+            part = slice(start, start + _SELECTED)
+            at = position[stored_rows(self.index, queries[part])]  # row -1 reads the last entry, which stays -1
+            allowed = at >= 0
+            for pair in exclude:
+                own = pair.query[part, None]
+                allowed &= ~((pair.pool[at] == own) & (own >= 0))
+            order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
+            enough = (allowed.sum(1) >= k)[:, None]
+            stored = np.asarray(stored_rows(self.value, queries[part]), np.float32)
+            index[part] = np.where(enough, np.take_along_axis(at, order, 1), -1)
+            value[part] = np.where(enough, np.take_along_axis(stored, order, 1), np.float32(-np.inf))
+        return References(index, value)
 
 
 @dataclass(frozen=True)
@@ -128,6 +155,7 @@ class RatedPool:
         semantic: NDArray[Any],
         k: int,
         *,
+        rows: IntArray | None = None,
         store: Store | None = None,
         queries: IntArray | None = None,
         ids: Sequence[str] | None = None,
@@ -139,28 +167,61 @@ class RatedPool:
     ) -> References:
         """The `k` references of each query [Q, Ds]; what is the query itself, or of its group, is never among them.
 
-        With a `store` and the `queries` as rows of its table, what it holds is used and only the rest is searched for.
+        The queries are the rows `rows` [Q] of `semantic`, which may be large and memory-mapped and is read block by
+        block; without `rows`, all of it. `ids`, `pixels`, `groups` [Q] belong to the queries. With a `store` and the
+        `queries` [Q] as rows of its table, what it holds is used and only the rest is searched for.
         """
-        exclude = [
-            shared_codes(own, theirs)
-            for own, theirs in ((ids, self.ids), (pixels, self.pixels), (groups, self.groups))
-            if own is not None
-        ]
+        wanted = np.arange(len(semantic)) if rows is None else np.asarray(rows, np.int64)
+        exclude = self._exclusions(ids, pixels, groups)
         how: Any = {
+            "pool_rows": self.rows,
             "similarity": similarity,
             "near_duplicate": self.near_duplicate,
             "device": device,
             "progress": progress,
         }
         if store is None or queries is None or not store.serves(self, similarity, k):
-            return search(semantic, take_rows(self.semantic, self.rows), k, exclude=exclude, **how)
+            return search(semantic, self.semantic, k, query_rows=wanted, exclude=exclude, **how)
         found = store.select(queries, self.rows, exclude, k)
         open_ = np.flatnonzero(~found.found.all(1))
         if len(open_):
             some = [Exclusion(pair.query[open_], pair.pool) for pair in exclude]
-            rest = search(semantic[open_], take_rows(self.semantic, self.rows), k, exclude=some, **how)
+            rest = search(semantic, self.semantic, k, query_rows=wanted[open_], exclude=some, **how)
             found.index[open_], found.similarity[open_] = rest.index, rest.similarity
         return found
+
+    def find_blocks(
+        self,
+        semantic: NDArray[Any],
+        k: int,
+        *,
+        rows: IntArray,
+        ids: Sequence[str] | None = None,
+        pixels: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
+        similarity: Similarity = "cosine",
+        device: str = "cpu",
+        block: int = BLOCK,
+    ) -> Iterator[tuple[IntArray, References]]:
+        """The same, block by block: positions among `rows` and their references."""
+        yield from search_blocks(
+            semantic,
+            self.semantic,
+            k,
+            query_rows=rows,
+            pool_rows=self.rows,
+            exclude=self._exclusions(ids, pixels, groups),
+            similarity=similarity,
+            near_duplicate=self.near_duplicate,
+            block=block,
+            device=device,
+        )
+
+    def _exclusions(
+        self, ids: Sequence[str] | None, pixels: Sequence[str] | None, groups: Sequence[str] | None
+    ) -> list[Exclusion]:
+        sides = ((ids, self.ids), (pixels, self.pixels), (groups, self.groups))
+        return [shared_codes(own, theirs) for own, theirs in sides if own is not None]
 
 
 def shared_codes(query: Sequence[str], pool: Sequence[str]) -> Exclusion:
@@ -197,64 +258,195 @@ def make_store(
     device: str = "cpu",
     overwrite: bool = False,
     progress: Progress | None = None,
+    block: int = BLOCK,
+    save_seconds: float = 5.0,
 ) -> Manifest:
     """Find the `k` nearest pool photos of every readable photo of `table` and write them to `folder`.
 
     `pool_rows`: who may be a reference (the training side). No photo finds itself, nor, with `group`, its own group.
+    Goes on where a killed run stopped: `block` photos are searched for at once, and finished blocks are saved every
+    `save_seconds`. Raises ArtifactError when `folder` is complete already (unless `overwrite`), is no store, or when an
+    unfinished run had other photos, features or options.
     """
+    replaceable(folder, overwrite=overwrite)
     rows = np.flatnonzero(features.readable)
     pool = RatedPool.of(table, features, pool_rows[features.readable[pool_rows]], group)
-    taken = table.take(rows)
-    found = pool.find(
-        take_rows(features.semantic, rows),
+    groups = table.column(group) if group else None
+    config = {"k": k, "similarity": similarity, "exclude_group": group, "near_duplicate": pool.near_duplicate}
+    inputs = {"semantic": _semantic_digest(features)}
+    photos = [list(table.ids), list(features.pixels), None if groups is None else list(groups)]
+    identity = {
+        **config,
+        **inputs,
+        "photos": digest_text(canonical_json([*photos, digest_array(features.readable)])),
+        "pool": digest_array(pool.rows),
+    }
+    unfinished = _Unfinished(folder.parent / f".{folder.name}.part", len(table), k, identity)
+    todo = rows[~unfinished.done[rows]]
+    if progress is not None:
+        progress(len(rows) - len(todo), len(rows), "searches")
+    blocks = pool.find_blocks(
+        features.semantic,
         k,
-        ids=taken.ids,
-        pixels=[features.pixels[row] for row in rows],
-        groups=taken.column(group) if group else None,
+        rows=todo,
+        ids=[table.ids[row] for row in todo],
+        pixels=[features.pixels[row] for row in todo],
+        groups=None if groups is None else [groups[row] for row in todo],
         similarity=similarity,
         device=device,
-        progress=progress,
+        block=block,
     )
-    index = np.full((len(table), found.index.shape[1]), -1, np.int64)
-    value = np.full(index.shape, -np.inf, np.float32)
-    index[rows] = np.where(found.found, pool.rows[found.index], -1)
-    value[rows] = found.similarity
-    with new_folder(folder, "references", overwrite=overwrite) as building:
-        write_array(building / "index.npy", index)
-        write_array(building / "similarity.npy", value)
-        write_array(building / "pool.npy", np.sort(pool.rows))
+    finished, saved = len(rows) - len(todo), time.monotonic()
+    try:
+        for places, found in blocks:
+            unfinished.put(todo[places], np.where(found.found, pool.rows[found.index], -1), found.similarity)
+            finished += len(places)
+            if time.monotonic() - saved > save_seconds:
+                unfinished.save()
+                saved = time.monotonic()
+            if progress is not None:
+                progress(finished, len(rows), "searches")
+    finally:
+        unfinished.save()  # whatever stopped it, finished blocks are not searched for again
+    counts = {"photos": len(rows), "pool": len(pool), "short": int((unfinished.index[rows, k - 1] < 0).sum())}
+    return unfinished.finish(folder, config, inputs, np.sort(pool.rows), counts)
+
+
+def replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Raise ArtifactError unless a store may be written here: there is nothing, or a store and `overwrite`."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise ArtifactError(f"{folder} exists already: choose another name, or pass --overwrite to replace it")
+    read_manifest(folder, "references")  # what a user keeps there is never removed
+
+
+class _Unfinished:
+    """Arrays of a store under way. A row counts as done only after its numbers have been flushed to disk."""
+
+    def __init__(self, part: Path, n: int, k: int, identity: Mapping[str, Any]) -> None:
+        self.part = part
+        self.unsaved: list[IntArray] = []
+        names = part / "identity.json"
+        identity = json.loads(canonical_json(identity))
+        old = json.loads(names.read_text(encoding="utf-8")) if names.exists() else None
+        if old is not None and old != identity:
+            differ = [name for name in sorted(old.keys() | identity.keys()) if old.get(name) != identity.get(name)]
+            told = ", ".join(f"{name}: {str(old.get(name))[:12]} -> {str(identity.get(name))[:12]}" for name in differ)
+            raise ArtifactError(
+                f"{part} holds an unfinished search with other options or photos: run it with the same ones ({told}), "
+                f"or remove that folder"
+            )
+        fresh = old is None
+        part.mkdir(parents=True, exist_ok=True)
+        mode: Literal["w+", "r+"] = "w+" if fresh else "r+"
+        open_memmap = np.lib.format.open_memmap
+        self.index = open_memmap(part / "index.npy", mode, np.int64, (n, k) if fresh else None)
+        self.value = open_memmap(part / "similarity.npy", mode, np.float32, (n, k) if fresh else None)
+        self.marks = open_memmap(part / "done.npy", mode, np.uint8, (n,) if fresh else None)
+        if fresh:
+            self.index[:] = -1
+            self.value[:] = -np.inf
+            self.save()
+            write_text(names, canonical_json(identity))  # last: without it the three arrays are made anew
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        return np.asarray(self.marks, dtype=np.bool_)
+
+    def put(self, rows: IntArray, index: IntArray, value: NDArray[np.float32]) -> None:
+        self.index[rows], self.value[rows] = index, value
+        self.unsaved.append(rows)
+
+    def save(self) -> None:
+        self.index.flush()
+        self.value.flush()
+        for rows in self.unsaved:
+            self.marks[rows] = 1
+        self.marks.flush()
+        self.unsaved = []
+
+    def finish(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        pool_rows: IntArray,
+        counts: Mapping[str, int],
+    ) -> Manifest:
+        for left in self.part.glob(".*.tmp"):  # of a run that was killed while it wrote a file
+            left.unlink()
+        write_array(self.part / "pool.npy", pool_rows)
         manifest = Manifest(
             kind="references",
             format=FORMATS["references"],
-            config={
-                "k": k,
-                "similarity": similarity,
-                "exclude_group": group,
-                "near_duplicate": pool.near_duplicate,
-            },
-            files={name: digest_file(building / name) for name in ("index.npy", "pool.npy", "similarity.npy")},
-            inputs={"semantic": _semantic_digest(features)},
-            counts={"photos": len(rows), "pool": len(pool), "short": int((~found.found).any(1).sum())},
+            config=config,
+            files={name: digest_file(self.part / name) for name in ("index.npy", "pool.npy", "similarity.npy")},
+            inputs=inputs,
+            counts=counts,
         )
-        write_manifest(building, manifest)
-    return manifest
+        write_manifest(self.part, manifest)
+        # Renamed first: killed while it is removed, half an old store would stand in the place of the new one.
+        old = folder.parent / f".{folder.name}.old"
+        if folder.exists():
+            if old.exists():
+                shutil.rmtree(old)
+            folder.replace(old)
+        self.part.replace(folder)
+        if old.exists():
+            shutil.rmtree(old)
+        # Only now: had these gone earlier, a kill in between would have lost the work.
+        for name in ("identity.json", "done.npy"):
+            (folder / name).unlink()
+        return manifest
 
 
-def find_store(data: Path, features: FeatureSet, pool_rows: IntArray, group: str | None) -> Store | None:
-    """A finished store of `data` that was made from these features over a pool that holds `pool_rows`, or None."""
+def ids_digest(ids: Sequence[str]) -> str:
+    """Identity of the rows of a DATA folder, whatever their votes and files: what a published list belongs to."""
+    return digest_text(canonical_json(list(ids)))
+
+
+def find_store(
+    data: Path, features: FeatureSet, pool_rows: IntArray, group: str | None, name: str | None = None
+) -> Store | None:
+    """A finished store of `data` that was made from these features over a pool that holds `pool_rows`, or None.
+
+    With `name` that store and no other: UsageError where it does not exist (lists the names) or does not fit. A list
+    that others published is only used by its name, with any features; ArtifactError when it is of other photos.
+    """
     folder = data / "references"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not (path / "manifest.json").is_file():
-            continue
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    finished = [path for path in paths if not path.name.startswith(".") and (path / "manifest.json").is_file()]
+    chosen = [path for path in finished if name in (None, path.name)]
+    if name is not None and not chosen:
+        names = ", ".join(path.name for path in finished) or "none: run `milnet references` first"
+        raise UsageError(f"{data} has no references {name!r}; there are: {names}")
+    readable = pool_rows[features.readable[pool_rows]]
+    for path in chosen:
         manifest = read_manifest(path, "references")
-        config, fits = manifest.config, manifest.inputs["semantic"] == _semantic_digest(features)
-        if not fits or config["exclude_group"] not in (None, group):
+        config = manifest.config
+        published = config["similarity"] == "published"
+        unfit = ""
+        if published and name is None:
             continue
-        verify_files(path, manifest)
-        rows = read_array(path / "pool.npy")
-        if np.isin(pool_rows[features.readable[pool_rows]], rows).all():
-            index, value = (read_array(path / f"{name}.npy", mmap=True) for name in ("index", "similarity"))
-            return Store(index, value, rows, config["similarity"], config["near_duplicate"])
+        if not published and manifest.inputs["semantic"] != _semantic_digest(features):
+            unfit = (
+                f"was made from other features: expected {_semantic_digest(features)[:12]}..., "
+                f"got {manifest.inputs['semantic'][:12]}..."
+            )
+        elif config["exclude_group"] not in (None, group):
+            unfit = f"leaves out photos of the same {config['exclude_group']}, expected {group or 'no group'}"
+        if not unfit:
+            verify_files(path, manifest)
+            rows = read_array(path / "pool.npy")
+            index, value = (read_array(path / f"{part}.npy", mmap=True) for part in ("index", "similarity"))
+            if published and manifest.inputs["ids"] != ids_digest(read_lines(data / "ids.txt")):
+                raise ArtifactError(f"{path} was made for other photos than those of {data}: make it again")
+            if published or np.isin(readable, rows).all():
+                return Store(index, value, rows, config["similarity"], config["near_duplicate"])
+            unfit = f"lacks {int((~np.isin(readable, rows)).sum()):,} of the {len(readable):,} photos of this pool"
+        if name is not None:
+            raise UsageError(f"{path} {unfit}: choose another one, or make it again")
     return None
 
 
