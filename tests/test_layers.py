@@ -13,12 +13,14 @@ import milnet
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
     "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
-    "features", "backbones", "extraction", "references", "pool", "model", "losses", "metrics", "training", "recipes",
-    "checkpoints", "published", "results", "evaluation", "scoring", "library", "outputs", "cli", "__main__",
+    "features", "pickles", "mlsp", "backbones", "extraction", "references", "pool", "published_files", "model",
+    "losses", "metrics", "training", "recipe", "recipes", "checkpoints", "reduction", "published", "results",
+    "evaluation", "scoring", "library", "outputs", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
     "import",
     "features",
+    "reduce",
     "references",
     "train",
     "evaluate",
