@@ -18,7 +18,8 @@ from milnet import splits
 from milnet.annotations import load_table
 from milnet.features import load_feature_set
 from milnet.metrics import Task, measure
-from milnet.recipes import fit, load_recipe
+from milnet.recipe import load_recipe
+from milnet.recipes import fit
 
 VARIANTS: dict[str, list[list[str]]] = {
     "single": [

@@ -42,7 +42,8 @@ def suicide_in_write(count: int) -> None:
 def train(folder: str, in_write: int = 0) -> None:
     """A whole training with calibration into `folder`/model, saving its state at every step."""
     from milnet.checkpoints import save_model
-    from milnet.recipes import Recipe, fit
+    from milnet.recipe import Recipe
+    from milnet.recipes import fit
     from milnet.splits import Split
     from milnet.training import Run
 

@@ -18,7 +18,7 @@ import torch
 from milnet.annotations import Table, save_table
 from milnet.evaluation import crossvalidate, find_same_photos
 from milnet.features import FeatureSet
-from milnet.recipes import load_recipe
+from milnet.recipe import load_recipe
 from milnet.results import write_predictions
 from milnet.splits import Split, find_folds
 

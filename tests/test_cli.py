@@ -256,10 +256,10 @@ def test_importing_again_keeps_the_features(place: Path, tmp_path: Path) -> None
 def test_features_say_what_is_wrong(place: Path, tmp_path: Path) -> None:
     data = place / "data"
     for options, text in (
-        (["--backbone", "pocket"], "unknown backbone 'pocket': expected timm/MODEL"),
+        (["--backbone", "pocket"], "unknown backbone 'pocket': expected resnet50, mlsp or timm/MODEL"),
         (["--backbone", "timm/mobilenetv2_1000"], "timm has no model 'mobilenetv2_1000'; similar: mobile"),
         (["--backbone", "timm/test_resnet", "--weights", "none.safetensors"], "expected a safetensors file"),
-        (["--backbone", "timm/test_resnet", "--fit", "squash"], "expected whole or crop"),
+        (["--backbone", "timm/test_resnet", "--fit", "squash"], "expected whole or crop or original"),
         (["--backbone", "timm/test_resnet", "--weights", "random:x"], "expected random:SEED"),
         (BACKBONE, "exists already"),
     ):

@@ -16,7 +16,8 @@ from milnet.errors import ArtifactError, LeakError, UsageError
 from milnet.evaluation import crossvalidate, evaluate, find_same_photos, note_look
 from milnet.metrics import Task, srcc
 from milnet.pool import find_store, make_store
-from milnet.recipes import Recipe, fit
+from milnet.recipe import Recipe
+from milnet.recipes import fit
 from milnet.results import METRICS, make_results, write_predictions, write_results
 from milnet.splits import Split, find_folds
 

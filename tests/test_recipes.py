@@ -16,7 +16,8 @@ from milnet import splits
 from milnet.checkpoints import load_model, save_model
 from milnet.errors import ArtifactError, NumericError, UsageError
 from milnet.metrics import srcc
-from milnet.recipes import SMALL, Model, Recipe, fit, load_recipe
+from milnet.recipe import SMALL, Recipe, load_recipe
+from milnet.recipes import Model, fit
 from milnet.splits import Split
 from milnet.training import best_epoch, epoch_batches, stalled
 
@@ -225,7 +226,7 @@ def test_load_recipe(tmp_path: Path) -> None:
     mine = load_recipe(str(tmp_path / "mine.toml"), ["width=16"])
     assert (mine.name, mine.model, mine.width, mine.adjacency) == ("mine", "graph", 16, "fusion")
     for name, settings, text in (
-        ("votess", [], "unknown recipe 'votess': expected single, published or a FILE.toml"),
+        ("votess", [], "unknown recipe 'votess': expected single, published, reducer, milnet or a FILE.toml"),
         ("single", ["widht=3"], "a recipe has no field 'widht'"),
         ("single", ["width"], "expected field=value"),
         ("single", ["width=wide"], "width: expected int, got 'wide'"),

@@ -20,7 +20,8 @@ from milnet.extraction import Extractor, Preprocess, extract
 from milnet.features import load_feature_set
 from milnet.library import find_photos
 from milnet.outputs import columns, write_scores
-from milnet.recipes import Recipe, fit
+from milnet.recipe import Recipe
+from milnet.recipes import fit
 from milnet.scoring import Journal, Score, Scorer, score_files, with_folder_percentiles
 from milnet.splits import Split
 

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from milnet.checkpoints import load_model, save_model
     from milnet.errors import MilnetError
     from milnet.features import load_feature_set
-    from milnet.recipes import Model, Recipe, fit
+    from milnet.recipe import Recipe
+    from milnet.recipes import Model, fit
     from milnet.scoring import Score, Scorer
 
 # Loaded when first asked for: `import milnet` and `milnet --help` should not wait for torch.
 _WHERE = {
     "MilnetError": "errors",
     "Model": "recipes",
-    "Recipe": "recipes",
+    "Recipe": "recipe",
     "Score": "scoring",
     "Scorer": "scoring",
     "Table": "annotations",

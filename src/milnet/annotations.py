@@ -103,6 +103,11 @@ class Table:
         return len(self.ids)
 
     @property
+    def id_space(self) -> str:
+        """Whose photos the ids name: the table itself, or the data set it took its photos from (EVA's are AVA's)."""
+        return str(self.source.get("ids", self.name))
+
+    @property
     def totals(self) -> FloatArray:
         """Number of votes of each photo, [N]."""
         return np.asarray(self.votes.sum(1))

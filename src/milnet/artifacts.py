@@ -130,6 +130,21 @@ def read_array(path: Path, *, mmap: bool = False) -> NDArray[Any]:
     return array
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file under a temporary name, then rename it; what JSON does not have becomes null."""
+    write_text(path, json.dumps(strict(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours; ArtifactError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: the folder is incomplete; make it again") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON ({error}): make the folder again") from error
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What an artifact is and what it was made from."""

@@ -2,13 +2,19 @@
 
 `last`: the network's own pooled last layer: semantic, for retrieval. `taps`: the pooled output of every block, as MLSP
 does (Hosu et al., CVPR 2019), with `last` at its end: what an image network knows at each depth, for the score.
+
+    timm/MODEL   any network of timm: the output of every block, and the last layer
+    resnet50     the paper's semantic features: the last layer alone, 2,048 numbers (`taps` is the same)
+    mlsp         the paper's node features: 43 layers of InceptionResNetV2, 16,928 numbers (`taps`); `last` 1,536 beside
+
+`Backbone.wide` gives the same maps in 5x5 cells instead of their means.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from milnet.errors import MissingExtraError, UsageError, WeightsError
+from milnet.mlsp import Pooling, Tap, mlsp_taps, pool_cells
 
 PREFIX = "timm/"
+# Networks of the paper under short names. `resnet50` has torchvision's weights, as the published code; both weights are
+# found in the hub under the name behind it.
+NAMED = {"resnet50": "resnet50.tv_in1k", "mlsp": "inception_resnet_v2.tf_in1k"}
+PUBLISHED = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}  # the published code's normalisation: none
 
 
 class Backbone(nn.Module):
@@ -25,12 +36,24 @@ class Backbone(nn.Module):
 
     `name` as the user writes it; `weights` where they came from; `digest` the sha256 of their values; `ranges` named
     column ranges of D; `native_size` the side in pixels its weights were trained at; `fixed_size`: takes no other.
+    `taps`: where its maps are read, by default the output of every block. `normalisation`: mean and std of pixels in
+    [0, 1], by default those its weights were trained with. `wide_channels`: C of `wide`, 0 where there are no maps.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, network: nn.Module, weights: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        weights: str,
+        config: Mapping[str, Any],
+        *,
+        taps: Sequence[Tap] | None = None,
+        taps_with_last: bool = True,
+        normalisation: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         super().__init__()
         self.name, self.weights = name, weights
         self.network = network.eval().requires_grad_(False)
@@ -38,31 +61,44 @@ class Backbone(nn.Module):
         self.native_size = int(config["input_size"][-1])
         self.crop_fraction = float(config["crop_pct"])
         self.fixed_size = bool(config.get("fixed_input_size", False))
-        self.normalisation = {"mean": [float(x) for x in config["mean"]], "std": [float(x) for x in config["std"]]}
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1) * 255)
-        self.blocks = block_names(network)
+        chosen = normalisation or config
+        self.normalisation = {part: [float(x) for x in chosen[part]] for part in ("mean", "std")}
+        self.register_buffer("mean", torch.tensor(self.normalisation["mean"]).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(self.normalisation["std"]).view(1, 3, 1, 1) * 255)
+        self.taps = tuple(map(Tap, block_names(network))) if taps is None else tuple(taps)
         side = self.native_size  # some networks take no much smaller input
-        self.ranges = self._ranges(torch.arange(3 * side * side).remainder(251).view(1, 3, side, side).to(torch.uint8))
+        example = torch.arange(3 * side * side).remainder(251).view(1, 3, side, side).to(torch.uint8)
+        self._measure(example, taps_with_last)
+
+    @property
+    def blocks(self) -> list[str]:
+        """The modules whose maps are read, in order."""
+        return [tap.module for tap in self.taps]
 
     @property
     def width(self) -> int:
         """D, the number of features."""
         return max(end for _, end in self.ranges.values())
 
-    def _parts(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Pooled output of every block, and the pooled last layer."""
-        found: dict[str, Tensor] = {}
+    def _parts(self, x: Tensor, read: Callable[[Any], Any]) -> tuple[list[Any], Any, Tensor]:
+        """What `read` makes of the map of every tap and of the last layer, and the pooled last layer."""
+        found: dict[Tap, Any] = {}
         hooks = []
 
-        def keep(name: str) -> Any:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[name] = pool_map(output, self.network)
-
-            return hook
+        def keep(tap: Tap) -> Any:
+            if tap.side == "input":
+                return lambda _module, inputs: found.__setitem__(tap, read(inputs[0]))
+            return lambda _module, _inputs, output: found.__setitem__(tap, read(output))
 
         try:
-            hooks = [self.network.get_submodule(name).register_forward_hook(keep(name)) for name in self.blocks]
+            for tap in self.taps:
+                module = self.network.get_submodule(tap.module)
+                hook = keep(tap)
+                hooks.append(
+                    module.register_forward_pre_hook(hook)
+                    if tap.side == "input"
+                    else module.register_forward_hook(hook)
+                )
             features = self.network.forward_features((x.float() - self.mean) / self.std)  # type: ignore[operator]
             last = self.network.forward_head(features, pre_logits=True)  # type: ignore[operator]
         except (AssertionError, RuntimeError) as error:
@@ -76,21 +112,54 @@ class Backbone(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return [found[name] for name in self.blocks], last.flatten(1)
+        return [found[tap] for tap in self.taps], features, last.flatten(1)
 
-    def _ranges(self, example: Tensor) -> dict[str, tuple[int, int]]:
-        taps, last = self._parts(example)
+    def _measure(self, example: Tensor, taps_with_last: bool) -> None:
+        """The column ranges and the channels of wide maps, found by passing one picture."""
+        maps, features, last = self._parts(example, lambda output: output)
+        taps = [pool_map(output, self.network) for output in maps]
+
+        def alike(a: Tensor) -> bool:  # two means of the same map differ by rounding
+            return a.shape == last.shape and torch.allclose(a, last, 1e-4, 1e-6)
+
         # A network that ends in its last block (ResNet) has `last` among its taps already.
-        # Two means of the same map differ by rounding.
-        self._last_is_tap = bool(taps) and taps[-1].shape == last.shape and torch.allclose(taps[-1], last, 1e-4, 1e-6)
-        width = sum(tap.shape[1] for tap in taps) + (0 if self._last_is_tap else last.shape[1])
-        return {"taps": (0, width), "last": (width - last.shape[1], width)}
+        self._last_is_tap = taps_with_last and bool(taps) and alike(taps[-1])
+        below = sum(tap.shape[1] for tap in taps)
+        width = below + (0 if self._last_is_tap else last.shape[1])
+        self.ranges = {"taps": (0, width if taps_with_last else below), "last": (width - last.shape[1], width)}
+        # The last layer is a map as well where nothing but a mean lies behind it.
+        plain = isinstance(features, Tensor) and features.ndim == 4 and alike(pool_map(features, self.network))
+        self._last_is_wide = taps_with_last and not self._last_is_tap and plain
+        channels = below + (last.shape[1] if self._last_is_wide else 0)
+        self.wide_channels = channels if all(m.ndim == 4 for m in maps) and (maps or self._last_is_wide) else 0
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 [B, D]; a photo's row does not depend on the others."""
-        taps, last = self._parts(x)
+        taps, _, last = self._parts(x, lambda output: pool_map(output, self.network))
         return torch.cat(taps if self._last_is_tap else [*taps, last], dim=1).float()
+
+    @torch.inference_mode()
+    def wide(self, x: Tensor, pooling: Pooling = "area") -> tuple[Tensor, Tensor]:
+        """uint8 [B, 3, H, W] -> the features [B, D] and the maps of the taps in 5x5 cells [B, 25, C], both float32.
+
+        Raises UsageError for a network whose blocks give no maps.
+        """
+        if not self.wide_channels:
+            raise UsageError(f"{self.name} has no wide features: its blocks give tokens, not maps")
+
+        def read(output: Tensor) -> tuple[Tensor, Tensor]:
+            return pool_map(output, self.network), pool_cells(self._nchw(output).float(), pooling)
+
+        taps, features, last = self._parts(x, read)
+        narrow = [mean for mean, _ in taps] + ([] if self._last_is_tap else [last])
+        cells = [cell for _, cell in taps]
+        if self._last_is_wide:
+            cells.append(pool_cells(self._nchw(features).float(), pooling))
+        return torch.cat(narrow, dim=1).float(), torch.cat(cells, dim=2)
+
+    def _nchw(self, output: Tensor) -> Tensor:
+        return output.permute(0, 3, 1, 2) if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else output
 
 
 def pool_map(output: Any, network: nn.Module) -> Tensor:
@@ -134,18 +203,29 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_backbone(name: str, weights: str = "cached", *, offline: bool = False, digest: str | None = None) -> Backbone:
+def load_backbone(
+    name: str,
+    weights: str = "cached",
+    *,
+    offline: bool = False,
+    digest: str | None = None,
+    normalisation: Mapping[str, Sequence[float]] | None = None,
+) -> Backbone:
     """Build a frozen backbone.
 
-    `name`: "timm/MODEL[.TAG]". `weights`: a safetensors FILE; "cached" (the hub's local cache, no download); "hub"
-    (downloads when the cache lacks it); "random:SEED" (untrained, for tests and as a lower bound). `digest`: refuse
-    weights with other values. Raises UsageError for an unknown name, WeightsError for weights that are missing,
-    unreachable, not strict safetensors of this network, or of another digest.
+    `name`: "timm/MODEL[.TAG]", "resnet50" or "mlsp". `weights`: a safetensors FILE; "cached" (the hub's local cache, no
+    download); "hub" (downloads when the cache lacks it); "random:SEED" (untrained, for tests and as a lower bound).
+    `digest`: refuse weights with other values. `normalisation`: another mean and std than the weights' own. Raises
+    UsageError for an unknown name, WeightsError for weights that are missing, unreachable, not strict safetensors of
+    this network, or of another digest.
     """
-    if not name.startswith(PREFIX):
-        raise UsageError(f"unknown backbone {name!r}: expected {PREFIX}MODEL, for example {PREFIX}mobilenetv2_100")
+    if not name.startswith(PREFIX) and name not in NAMED:
+        raise UsageError(
+            f"unknown backbone {name!r}: expected {', '.join(NAMED)} or {PREFIX}MODEL, for example "
+            f"{PREFIX}mobilenetv2_100"
+        )
     timm = _import_timm()
-    model = name.removeprefix(PREFIX)
+    model = NAMED.get(name) or name.removeprefix(PREFIX)
     if not timm.is_model(model.split(".")[0]):
         near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 5)
         raise UsageError(f"timm has no model {model!r}; similar: {', '.join(near) or 'none'}")
@@ -170,7 +250,10 @@ def load_backbone(name: str, weights: str = "cached", *, offline: bool = False, 
         path, source = _weights_file(weights, model, network, offline)
         _load_strict(network, path, name)
         weights = source
-    backbone = Backbone(name, network, weights, config)
+    taps = {"resnet50": (), "mlsp": mlsp_taps(network) if name == "mlsp" else ()}.get(name)
+    backbone = Backbone(
+        name, network, weights, config, taps=taps, taps_with_last=name != "mlsp", normalisation=normalisation
+    )
     if digest is not None and backbone.digest != digest:
         raise WeightsError(
             f"the weights of {name} from {weights} are not those the features were made with: expected sha256 "

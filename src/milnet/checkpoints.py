@@ -1,6 +1,7 @@
 """`MODEL/` on disk: manifest, recipe, weights, percentile table, pool. Nothing in it can run code.
 
 manifest.json  recipe.json  weights.safetensors  calibration.json  seen.txt  log.json
+reducer.json  reducer.safetensors     where the nodes are reduced wide maps
 pool/  ids.txt  pixels.txt  groups.txt  votes.npy [P, S]  semantic.npy [P, Ds]  nodes.npy [P, Dn]  (float16)
 """
 
@@ -13,28 +14,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from milnet.annotations import IntArray
 from milnet.artifacts import (
     FORMATS,
     Manifest,
+    atomic_path,
     digest_file,
     new_folder,
     read_array,
+    read_json,
     read_lines,
     read_manifest,
-    strict,
     verify_files,
     write_array,
+    write_json,
     write_lines,
     write_manifest,
-    write_text,
 )
 from milnet.errors import ArtifactError, UsageError
-from milnet.features import take_rows
+from milnet.features import read_seen, seen_lines, stored_rows
+from milnet.model.reducer import Reducer
 from milnet.pool import RatedPool
-from milnet.recipes import Model, Recipe, make_network
+from milnet.recipe import Recipe, make_network
+from milnet.recipes import Model, load_reducer
 from milnet.training import contiguous_state
 
 
@@ -43,11 +50,13 @@ def save_model(
 ) -> Manifest:
     """Write `MODEL/`; the manifest names the data, the features and every file by digest."""
     with new_folder(folder, "model", overwrite=overwrite) as building:
-        _write_json(building / "recipe.json", asdict(model.recipe))
+        write_json(building / "recipe.json", asdict(model.recipe))
         save_file(contiguous_state(model.network), building / "weights.safetensors")
-        _write_json(building / "calibration.json", {"percentiles": [float(x) for x in model.percentiles]})
-        _write_json(building / "log.json", model.history)
-        write_lines(building / "seen.txt", [f"{name}\t{digest}" for name, digest in model.seen])
+        write_json(building / "calibration.json", {"percentiles": [float(x) for x in model.percentiles]})
+        write_json(building / "log.json", model.history)
+        write_lines(building / "seen.txt", seen_lines(model.seen))
+        if model.reducer is not None and model.reducer_recipe is not None:
+            save_reducer(model.reducer, model.reducer_recipe, building)
         _save_pool(model, building / "pool")
         return finish_model(
             building,
@@ -62,6 +71,7 @@ def save_model(
                 "near_duplicate": model.pool.near_duplicate,
                 "epochs": model.epochs,
                 "seen": f"{len(model.seen)} photos of {model.table_name}",
+                "channels": int(model.network.standardise.mean.shape[0]),
             },
             inputs=model.inputs,
             counts={"pool": len(model.pool), "parameters": sum(p.numel() for p in model.network.parameters())},
@@ -70,6 +80,18 @@ def save_model(
                 "features": {role: {k: part[k] for k in _PLACES if k in part} for role, part in model.features.items()},
             },
         )
+
+
+def save_reducer(reducer: Reducer, recipe: Recipe, folder: Path, name: str = "reducer") -> None:
+    """Write NAME.safetensors and NAME.json, which `recipes.load_reducer` reads."""
+    save_file(contiguous_state(reducer), folder / f"{name}.safetensors")
+    sizes = {"channels": reducer.standardise.mean.shape[0], "values": bins(reducer)}
+    write_json(folder / f"{name}.json", {"recipe": asdict(recipe), **sizes})
+
+
+def bins(reducer: Reducer) -> int:
+    """S, the score values a reducer predicts."""
+    return next(layer.out_features for layer in reversed(reducer.head) if isinstance(layer, nn.Linear))
 
 
 _PLACES = ("name", "weights")  # of features: a label and where a file lay, no part of what they are
@@ -109,9 +131,19 @@ def _save_pool(model: Model, folder: Path) -> None:
     write_lines(folder / "pixels.txt", pool.pixels)
     write_lines(folder / "groups.txt", pool.groups)
     write_array(folder / "votes.npy", pool.distributions * pool.totals[:, None])
-    write_array(folder / "semantic.npy", take_rows(pool.semantic, pool.rows).astype(np.float16))
+    _write_rows(folder / "semantic.npy", pool.semantic, pool.rows)
     if model.uses_references:  # a network that never consults the pool does not carry its node features
-        write_array(folder / "nodes.npy", take_rows(pool.nodes, pool.rows).astype(np.float16))
+        _write_rows(folder / "nodes.npy", pool.nodes, pool.rows)
+
+
+def _write_rows(path: Path, array: NDArray[Any], rows: IntArray, block: int = 8192) -> None:
+    """Rows of a perhaps memory-mapped array as float16, block by block: a pool of AVA's size is 4 GB."""
+    with atomic_path(path) as temporary:
+        target = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(rows), array.shape[1]))
+        for start in range(0, len(rows), block):
+            target[start : start + block] = stored_rows(array, rows[start : start + block])
+        target.flush()
+        del target
 
 
 def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tuple[Model, Manifest]:
@@ -126,16 +158,15 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
             f"milnet.published.predict takes its node features directly"
         )
     try:
-        recipe = Recipe(**_read_json(folder / "recipe.json"))
+        recipe = Recipe.of(read_json(folder / "recipe.json"))
         weights = load_file(folder / "weights.safetensors")
-        features: int = int(config["features"]["nodes"]["span"][1] - config["features"]["nodes"]["span"][0])
-        network = make_network(recipe, features, len(config["values"]), int(config["seed"]))
+        network = make_network(recipe, _channels(config), len(config["values"]), int(config["seed"]))
         network.load_state_dict(weights)
         votes = read_array(folder / "pool" / "votes.npy")
-        semantic = read_array(folder / "pool" / "semantic.npy")
+        semantic = read_array(folder / "pool" / "semantic.npy", mmap=True)
         nodes = semantic[:, :0]
         if "pool/nodes.npy" in manifest.files:
-            nodes = read_array(folder / "pool" / "nodes.npy")
+            nodes = read_array(folder / "pool" / "nodes.npy", mmap=True)
         pool = RatedPool(
             ids=read_lines(folder / "pool" / "ids.txt"),
             pixels=read_lines(folder / "pool" / "pixels.txt"),
@@ -147,11 +178,9 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
             rows=np.arange(len(votes), dtype=np.int64),
             near_duplicate=config["near_duplicate"],
         )
-        seen = tuple(
-            (name, digest) for name, _, digest in (line.partition("\t") for line in read_lines(folder / "seen.txt"))
-        )
-        percentiles = np.array(_read_json(folder / "calibration.json")["percentiles"], dtype=np.float64)
-        history = _read_json(folder / "log.json")
+        seen = read_seen(folder / "seen.txt")
+        percentiles = np.array(read_json(folder / "calibration.json")["percentiles"], dtype=np.float64)
+        history = read_json(folder / "log.json")
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder} does not hold together ({error}): train it again") from error
     model = Model(
@@ -173,12 +202,14 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         percentiles=percentiles,
         inputs=manifest.inputs,
     )
+    if "reducer.safetensors" in manifest.files:
+        model.reducer, model.reducer_recipe = load_reducer(folder)
     return model, manifest
 
 
-def _write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(strict(value), indent=1, allow_nan=False) + "\n")
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _channels(config: Mapping[str, Any]) -> int:
+    """Numbers a photo that the network takes."""
+    if "channels" in config:
+        return int(config["channels"])
+    start, end = config["features"]["nodes"]["span"]
+    return int(end) - int(start)

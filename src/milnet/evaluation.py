@@ -16,10 +16,11 @@ from milnet import splits
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.artifacts import atomic_path, canonical_json, digest_text, write_text
 from milnet.errors import ArtifactError, UsageError
-from milnet.features import FeatureSet, Progress, take_rows
+from milnet.features import FeatureSet, Progress
 from milnet.metrics import check_distributions
 from milnet.pool import Store, refuse_seen
-from milnet.recipes import Model, Recipe, fit
+from milnet.recipe import Recipe
+from milnet.recipes import Model, fit, require_maps
 from milnet.references import same_photo_limit
 from milnet.results import Predictions
 from milnet.splits import Folds, Split
@@ -57,7 +58,8 @@ def predict_rows(
     references = None
     if model.uses_references:
         references = model.find(
-            take_rows(features.semantic, rows),
+            features.semantic,
+            rows=rows,
             ids=[table.ids[row] for row in rows] if table.name == model.table_name else None,
             pixels=[features.pixels[row] for row in rows],
             groups=[table.column(model.group)[row] for row in rows]
@@ -65,7 +67,7 @@ def predict_rows(
             else None,
             device=device,
         )
-    p = model.predict_rows(features.nodes, rows, references, device=device)
+    p = model.predict(model.numbers(features, rows, device=device), references, device=device)
     check_distributions(p)
     return p
 
@@ -185,9 +187,11 @@ def evaluate(
 
 def refuse_other_features(model: Model, features: FeatureSet) -> None:
     """Raise ArtifactError, naming both, unless `features` were made the way the model's were."""
-    for role in ("semantic", "nodes"):
-        wanted, got = model.features.get(role, {}), features.config[role]
-        for part in ("extraction", "span"):
+    if model.recipe.takes_maps:
+        require_maps(features)
+    for role, got in features.config.items():
+        wanted = model.features.get(role, {})
+        for part in ("extraction", "span", "pooling"):
             if part in wanted and wanted[part] != got[part]:
                 raise ArtifactError(
                     f"the model was trained on {role} features {wanted.get('name')} ({_short(wanted[part])}), but "

@@ -1,7 +1,10 @@
 """Photos -> numbers: decode in threads, forward in batches of one fixed size, resumable.
 
 The forward pass sees only full batches: photos of the same input size are gathered, a short batch is padded with black.
-So the features of a photo depend on the photo, the backbone and the batch size, and on nothing else.
+So the features of a photo depend on the photo, the backbone and the batch size, and on nothing else. Photos that keep
+their own size are visited size by size, so that few batches are short.
+
+Wide maps (mlsp.py) are written beside the features when asked, or made anew each time they are read (`StreamedMaps`).
 
 While unfinished, features live in a hidden folder beside their place, with a mark for each finished row; killed at any
 moment, the next run goes on from there.
@@ -15,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,10 +41,23 @@ from milnet.artifacts import (
 )
 from milnet.backbones import Backbone, load_backbone
 from milnet.errors import ArtifactError, ImageError, NumericError, UsageError
-from milnet.features import Progress, photos_digest, torch_threads
-from milnet.images import MAX_PIXELS, Source, open_photo, resize_crop, resize_whole, to_array
+from milnet.features import Progress, WideForm, pack_maps, photos_digest, torch_threads
+from milnet.images import (
+    MAX_PIXELS,
+    Source,
+    header_size,
+    open_photo,
+    original_size,
+    resize_crop,
+    resize_original,
+    resize_whole,
+    to_array,
+)
+from milnet.mlsp import CELLS, Pooling
 
 Key = TypeVar("Key")
+Fit = Literal["whole", "crop", "original"]
+_WAITING = 1 << 29  # bytes of decoded photos that may wait for others of their size
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -52,8 +68,8 @@ def silent(done: int, total: int, what: str) -> None:
 class Preprocess:
     """How a photo becomes the input of a backbone."""
 
-    size: int = 320  # pixels: long side of a whole photo, or side of the crop
-    fit: Literal["whole", "crop"] = "whole"  # the whole photo, aspect kept; or the centre square
+    size: int = 320  # pixels: long side of a whole photo, side of the crop, largest long side of an original photo
+    fit: Fit = "whole"  # the whole photo at one long side; the centre square; or the whole photo at its own size
     multiple: int = 32  # sides of a whole photo are rounded to multiples of this
     crop_fraction: float = 0.875  # share of the short side that a crop keeps
     draft: bool = False  # let libjpeg shrink very large JPEGs while decoding (see images.open_photo for the tolerance)
@@ -68,7 +84,13 @@ class Preprocess:
     def __call__(self, source: Source, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[np.uint8], str]:
         """Pixels HWC uint8 in [0, 255] at input size, and the digest of the photo's own pixels."""
         photo = open_photo(source, max_pixels=max_pixels, draft_side=self.size if self.draft else None)
-        if self.fit == "whole":
+        if self.fit == "original":
+            try:
+                resized = resize_original(photo.pixels, limit=self.size)
+            except UsageError as error:
+                name = source if isinstance(source, str | Path) else f"<{type(source).__name__}>"
+                raise ImageError(name, str(error)) from error
+        elif self.fit == "whole":
             resized = resize_whole(photo.pixels, size=self.size, multiple=self.multiple)
         else:
             resized = resize_crop(photo.pixels, size=self.size, crop_fraction=self.crop_fraction)
@@ -77,19 +99,21 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Extracted(Generic[Key]):
-    """One photo's result: `features` [D] float32 and `pixels` (its digest), or `error`."""
+    """One photo's result: `features` [D] float32 and `pixels` (its digest), or `error`; `maps` [25, C] if asked for."""
 
     key: Key
     features: NDArray[np.float32] | None = None
     pixels: str = ""
     error: ImageError | None = None
+    maps: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Extractor:
     """A backbone with its preprocessing: sources in, features out.
 
-    `batch`: photos in a forward pass; `workers`: decoding threads (0: decode in the calling thread).
+    `batch`: photos in a forward pass; `workers`: decoding threads (0: decode in the calling thread). `pooling`: also
+    give wide maps, pooled that way.
     """
 
     backbone: Backbone
@@ -98,6 +122,7 @@ class Extractor:
     device: torch.device
     workers: int = 2
     max_pixels: int = MAX_PIXELS
+    pooling: Pooling | None = None
 
     @staticmethod
     def build(
@@ -108,28 +133,37 @@ class Extractor:
         batch: int | None = None,
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        pooling: Pooling | None = None,
     ) -> Extractor:
-        """Choose what was left open: batch 4 on a CPU (fastest there), 64 elsewhere; one decoding thread a core."""
+        """Choose what was left open: `default_batch`, and one decoding thread a core."""
         target = torch.device(device)
-        batch = (4 if target.type == "cpu" else 64) if batch is None else batch
+        batch = default_batch(preprocess.fit, target.type) if batch is None else batch
         workers = min(os.cpu_count() or 1, 16) if workers is None else workers
         if batch < 1 or workers < 0:
             raise UsageError(f"expected batch >= 1 and workers >= 0, got {batch} and {workers}")
         # channels_last is about twice as fast on a CPU
         backbone = backbone.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Extractor(backbone, preprocess, batch, target, workers, max_pixels)
+        if pooling is not None and not backbone.wide_channels:
+            raise UsageError(f"{backbone.name} has no wide features: its blocks give tokens, not maps")
+        return Extractor(backbone, preprocess, batch, target, workers, max_pixels, pooling)
 
     def stream(self, items: Iterable[tuple[Key, Source]]) -> Iterator[Extracted[Key]]:
         """Yield one result for each (key, source), not in their order. A bad photo is a result, never an exception."""
         waiting: dict[tuple[int, ...], list[tuple[Key, NDArray[np.uint8], str]]] = {}
+        held = 0  # bytes
         for key, decoded in self._decoded(items):
             if isinstance(decoded, ImageError):
                 yield Extracted(key, error=decoded)
                 continue
             group = waiting.setdefault(decoded[0].shape, [])
             group.append((key, *decoded))
-            if len(group) == self.batch:
-                yield from self._forward(waiting.pop(decoded[0].shape))
+            held += decoded[0].nbytes
+            shape = decoded[0].shape if len(group) == self.batch else None
+            if shape is None and held > _WAITING:  # many sizes: the fullest batch goes, though it is short
+                shape = max(waiting, key=lambda size: len(waiting[size]))
+            if shape is not None:
+                held -= sum(pixels.nbytes for _, pixels, _ in waiting[shape])
+                yield from self._forward(waiting.pop(shape))
         for group in waiting.values():
             yield from self._forward(group)
 
@@ -165,11 +199,34 @@ class Extractor:
         for row, (_, image, _) in enumerate(group):
             pixels[row] = image
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory = channels_last
-        features = self.backbone(x)[: len(group)].cpu().numpy()
+        maps: NDArray[np.float32] | None = None
+        if self.pooling is None:
+            features = self.backbone(x)[: len(group)].cpu().numpy()
+        else:
+            narrow, wide = self.backbone.wide(x, self.pooling)
+            features, maps = narrow[: len(group)].cpu().numpy(), wide[: len(group)].cpu().numpy()
         if not np.isfinite(features).all():
             raise NumericError(f"{self.backbone.name} gave features that are not finite for {group[0][0]!r} or near it")
-        for (key, _, digest), row in zip(group, features, strict=True):
-            yield Extracted(key, row, digest)
+        for i, (key, _, digest) in enumerate(group):
+            yield Extracted(key, features[i], digest, maps=None if maps is None else maps[i])
+
+    def by_size(self, rows: list[int], paths: Callable[[int], Path]) -> list[int]:
+        """The `rows` in an order in which photos of one input size follow each other, where sizes are the photos' own.
+
+        Only the headers are read; a photo whose header cannot be read comes last, and fails when it is decoded.
+        """
+        if self.preprocess.fit != "original" or len(rows) < 2:
+            return rows
+
+        def size(row: int) -> tuple[int, int]:
+            try:
+                return original_size(*header_size(paths(row)), limit=self.preprocess.size)
+            except (ImageError, UsageError):
+                return (1 << 30, 0)
+
+        with ThreadPoolExecutor(max(1, self.workers), thread_name_prefix="milnet-sizes") as executor:
+            sizes = list(executor.map(size, rows))
+        return [row for _, row in sorted(zip(sizes, rows, strict=True))]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -183,6 +240,13 @@ class Extractor:
         }
 
 
+def default_batch(fit: Fit, device: str) -> int:
+    """Photos a forward pass: what was fastest on a CPU; elsewhere fewer where the photos come in many sizes."""
+    if device == "cpu":
+        return 1 if fit == "original" else 4
+    return 8 if fit == "original" else 64
+
+
 def load_extractor(
     config: Mapping[str, Any],
     weights: str,
@@ -192,11 +256,65 @@ def load_extractor(
     batch: int | None = None,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    pooling: Pooling | None = None,
 ) -> Extractor:
-    """The extractor that a features manifest describes; refuses weights of another digest."""
-    backbone = load_backbone(config["backbone"], weights, offline=offline, digest=config["weights"])
-    preprocess = Preprocess(**config["preprocess"])
-    return Extractor.build(backbone, preprocess, device=device, batch=batch, workers=workers, max_pixels=max_pixels)
+    """The extractor that a features manifest describes; refuses weights of another digest, and features without one."""
+    if not config.get("preprocess"):
+        raise UsageError(
+            f"these features were not made from photos by milnet ({config.get('backbone')}): photos cannot be "
+            f"turned into such numbers; extract features with a backbone"
+        )
+    backbone = load_backbone(
+        config["backbone"],
+        weights,
+        offline=offline,
+        digest=config["weights"],
+        normalisation=config["normalisation"],
+    )
+    return Extractor.build(
+        backbone,
+        Preprocess(**config["preprocess"]),
+        device=device,
+        batch=batch,
+        workers=workers,
+        max_pixels=max_pixels,
+        pooling=pooling,
+    )
+
+
+class StreamedMaps:
+    """The wide maps of a table's photos, made from the files each time they are asked for: no disk, much computing.
+
+    `maps[rows]` gives [n, 25, C] float16, the same numbers that would have been stored. A photo that cannot be read
+    raises ImageError: its row must not be asked for.
+    """
+
+    itemsize = 2
+
+    def __init__(self, table: Table, extractor: Extractor) -> None:
+        if extractor.pooling is None:
+            raise UsageError("streaming wide maps needs an extractor with a pooling")
+        self.table, self.extractor = table, extractor
+        self.shape: tuple[int, ...] = (len(table), CELLS * CELLS, extractor.backbone.wide_channels)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float16]:
+        wanted = np.atleast_1d(np.asarray(rows, np.int64))
+        found = np.empty((len(wanted), *self.shape[1:]), np.float16)
+        for result in self.extractor.stream((i, self.table.image_path(int(row))) for i, row in enumerate(wanted)):
+            if result.error is not None:
+                raise result.error
+            assert result.maps is not None
+            found[result.key] = to_half(result.maps, int(wanted[result.key]))
+        return found
+
+
+def to_half(numbers: NDArray[np.float32], row: int) -> NDArray[np.float16]:
+    """float16 for the disk; raises NumericError naming the row when a number does not fit."""
+    with np.errstate(over="ignore"):
+        stored = numbers.astype(np.float16)
+    if not np.isfinite(stored).all():
+        raise NumericError(f"a feature of row {row} does not fit float16: {np.abs(numbers).max():.4g} is above 65504")
+    return stored
 
 
 def extract(
@@ -205,12 +323,14 @@ def extract(
     extractor: Extractor,
     *,
     weights: str,
+    wide: WideForm | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
     save_seconds: float = 5.0,
 ) -> Manifest:
     """Extract the features of every photo of `table` into `folder`; goes on where a killed run stopped.
 
+    With `wide` the maps are stored too, in that form (the extractor needs a pooling).
     Raises ArtifactError when `folder` is complete already (unless `overwrite`) or an unfinished run had other options.
     """
     if (folder / "manifest.json").exists() and not overwrite:
@@ -220,9 +340,18 @@ def extract(
     if folder.exists():
         read_manifest(folder, "features")  # only features are replaced
     config, inputs = extractor.config, {"photos": photos_digest(table)}
+    if wide is not None:
+        config["wide"] = {"pooling": extractor.pooling, "cells": CELLS, "stored": wide}
+        need, free = wide_bytes(len(table), extractor.backbone.wide_channels, wide), _free(folder.parent)
+        if need > free:
+            raise UsageError(
+                f"the wide maps of {len(table):,} photos take {need / 1e9:.1f} GB as {wide}, but {folder.parent} has "
+                f"{free / 1e9:.1f} GB free: store them as int8, on another disk, or not at all (milnet reduce --stream)"
+            )
     part = folder.parent / f".{folder.name}.part"
     identity = json.loads(canonical_json({"config": config, "inputs": inputs}))
-    store = _Unfinished(part, len(table), extractor.backbone.width, identity, extractor.batch)
+    channels = 0 if wide is None else extractor.backbone.wide_channels
+    store = _Unfinished(part, len(table), extractor.backbone.width, identity, extractor.batch, channels, wide)
     extractor = replace(extractor, batch=store.batch)
     todo = [int(row) for row in np.flatnonzero(~store.done)]
     errors = {row: ImageError("", "no file is known for this photo") for row in todo if not table.images[row]}
@@ -230,9 +359,10 @@ def extract(
     progress(finished, len(table), "photos")
 
     with torch_threads(store.threads):
-        for result in extractor.stream((row, table.image_path(row)) for row in todo if row not in errors):
+        order = extractor.by_size([row for row in todo if row not in errors], table.image_path)
+        for result in extractor.stream((row, table.image_path(row)) for row in order):
             if result.features is not None:
-                store.put(result.key, result.features, result.pixels)
+                store.put(result.key, result.features, result.pixels, result.maps)
             elif result.error is not None:
                 errors[result.key] = result.error
             finished += 1
@@ -250,11 +380,32 @@ def extract(
     return store.finish(folder, config, inputs, weights=weights, errors=lines)
 
 
+def wide_bytes(photos: int, channels: int, form: WideForm) -> int:
+    """Bytes on disk of the wide maps of so many photos."""
+    numbers = photos * channels
+    return numbers * CELLS * CELLS * 2 if form == "float16" else numbers * (CELLS * CELLS + 4)
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 class _Unfinished:
     """Arrays of an extraction under way. A row counts as done only after its numbers have been flushed to disk."""
 
-    def __init__(self, part: Path, n: int, width: int, identity: Mapping[str, Any], batch: int) -> None:
-        self.part = part
+    def __init__(
+        self,
+        part: Path,
+        n: int,
+        width: int,
+        identity: Mapping[str, Any],
+        batch: int,
+        channels: int = 0,
+        wide: WideForm | None = None,
+    ) -> None:
+        self.part, self.wide = part, wide
         self.unsaved: list[int] = []
         names = part / "identity.json"
         old = json.loads(names.read_text(encoding="utf-8")) if names.exists() else None
@@ -273,6 +424,13 @@ class _Unfinished:
         self.features = open_memmap(part / "features.npy", mode, np.float16, (n, width) if fresh else None)
         self.pixels = open_memmap(part / "pixels.npy", mode, np.uint8, (n, 32) if fresh else None)
         self.marks = open_memmap(part / "done.npy", mode, np.uint8, (n,) if fresh else None)
+        self.maps: dict[str, NDArray[Any]] = {}
+        if wide is not None:
+            cells, kind = (n, CELLS * CELLS, channels), np.float16 if wide == "float16" else np.uint8
+            self.maps["wide"] = open_memmap(part / "wide.npy", mode, kind, cells if fresh else None)
+        if wide == "int8":
+            scales = (n, 2, channels) if fresh else None
+            self.maps["wide_range"] = open_memmap(part / "wide_range.npy", mode, np.float16, scales)
         if fresh:
             self.features[:] = np.nan
             self.save()
@@ -283,20 +441,24 @@ class _Unfinished:
     def done(self) -> NDArray[np.bool_]:
         return np.asarray(self.marks, dtype=np.bool_)
 
-    def put(self, row: int, features: NDArray[np.float32], pixels: str) -> None:
-        with np.errstate(over="ignore"):
-            stored = features.astype(np.float16)
-        if not np.isfinite(stored).all():
-            raise NumericError(
-                f"a feature of row {row} does not fit float16: {np.abs(features).max():.4g} is above 65504"
-            )
-        self.features[row] = stored
+    def put(
+        self, row: int, features: NDArray[np.float32], pixels: str, maps: NDArray[np.float32] | None = None
+    ) -> None:
+        self.features[row] = to_half(features, row)
         self.pixels[row] = np.frombuffer(bytes.fromhex(pixels), np.uint8)
+        if self.wide is not None and maps is not None:
+            half = to_half(maps, row)
+            if self.wide == "float16":
+                self.maps["wide"][row] = half
+            else:
+                self.maps["wide"][row], self.maps["wide_range"][row] = pack_maps(half.astype(np.float32))
         self.unsaved.append(row)
 
     def save(self) -> None:
         self.features.flush()
         self.pixels.flush()
+        for array in self.maps.values():
+            array.flush()  # type: ignore[attr-defined]
         self.marks[self.unsaved] = 1
         self.marks.flush()
         self.unsaved = []
@@ -323,7 +485,10 @@ class _Unfinished:
             kind="features",
             format=FORMATS["features"],
             config=config,
-            files={name: digest_file(self.part / name) for name in ("features.npy", "pixels.txt")},
+            files={
+                name: digest_file(self.part / name)
+                for name in ("features.npy", "pixels.txt", *(f"{name}.npy" for name in self.maps))
+            },
             inputs=inputs,
             counts={"photos": int(done.sum()), "unreadable": len(errors)},
             notes={"weights": weights},

@@ -1,6 +1,6 @@
 """Pixels: any image file, bytes, PIL image or array becomes an upright sRGB photo; resizing for a backbone.
 
-    open_photo -> Photo -> resize_whole | resize_crop -> to_array     HWC uint8 RGB in [0, 255]
+    open_photo -> Photo -> resize_whole | resize_crop | resize_original -> to_array     HWC uint8 RGB in [0, 255]
 
 What a viewer would show is what is scored: EXIF orientation is applied, embedded colour profiles are followed,
 transparent parts lie on white, an animation is its first frame. The decoder is chosen by content, never by suffix.
@@ -44,6 +44,7 @@ from milnet.errors import ImageError, UsageError
 
 MAX_PIXELS = 200_000_000  # width x height; a small file can claim any size and so fill the memory
 _NAMES = "apng avif avifs bmp gif j2k jfif jp2 jpe jpeg jpf jpg jpx mpo pbm pgm png pnm ppm tif tiff webp"
+LEAST_SIDE = 96  # pixels a side that `original_size` gives at least: InceptionResNetV2 takes no less than 75
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())  # of files worth trying, in lower case
 
 Source = str | Path | bytes | Image.Image | NDArray[np.uint8]  # array: HxW grey, HxWx3 RGB or HxWx4 RGBA, uint8
@@ -146,6 +147,29 @@ def resize_whole(image: Image.Image, *, size: int, multiple: int = 32) -> Image.
     """The whole image at `input_size`, bicubic with antialiasing."""
     # No `reducing_gap`: it is faster, but other pixels mean other scores.
     return image.resize(input_size(*image.size, size=size, multiple=multiple), Image.Resampling.BICUBIC)
+
+
+def original_size(width: int, height: int, *, limit: int) -> tuple[int, int]:
+    """(width, height) of a photo at its own size: aspect kept, long side at most `limit`, short side at least 96.
+
+    Raises UsageError when both are not possible: a strip more than limit / 96 times as long as wide.
+    """
+    long, short = max(width, height), min(width, height)
+    scale = min(1.0, limit / long)
+    if short * scale < LEAST_SIDE:
+        scale = LEAST_SIDE / short
+    if round(long * scale) > limit:
+        raise UsageError(
+            f"a photo of {width} x {height} is too narrow: at a long side of {limit} its short side would be below "
+            f"{LEAST_SIDE} pixels"
+        )
+    return max(LEAST_SIDE, round(width * scale)), max(LEAST_SIDE, round(height * scale))
+
+
+def resize_original(image: Image.Image, *, limit: int) -> Image.Image:
+    """The image at `original_size`: untouched where that is its own size, else bicubic. Raises UsageError."""
+    size = original_size(*image.size, limit=limit)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def resize_crop(image: Image.Image, *, size: int, crop_fraction: float = 0.875) -> Image.Image:

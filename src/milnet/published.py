@@ -7,7 +7,6 @@ runs. The result has no pool and no backbone; it is a function of node features.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,13 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from milnet.annotations import IntArray, Table
-from milnet.artifacts import Manifest, digest_file, new_folder, read_manifest, verify_files, write_text
+from milnet.artifacts import Manifest, digest_file, new_folder, read_json, read_manifest, verify_files, write_json
 from milnet.checkpoints import finish_model
 from milnet.errors import ArtifactError, UsageError, WeightsError
 from milnet.features import FeatureSet
 from milnet.model.graph import Graph
 from milnet.pool import RatedPool
-from milnet.recipes import Model, Recipe
+from milnet.recipe import Recipe
+from milnet.recipes import Model
 from milnet.training import contiguous_state
 
 _PARTS = {"g": "g", "W": "out", "theta": "theta", "phi": "phi"}  # published name -> ours, inside a layer
@@ -122,7 +122,7 @@ def convert(checkpoint: Path, folder: Path, *, overwrite: bool = False) -> Manif
     )
     with new_folder(folder, "model", overwrite=overwrite) as building:
         save_file(contiguous_state(network), building / "weights.safetensors")
-        write_text(building / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
+        write_json(building / "recipe.json", asdict(recipe))
         return finish_model(
             building,
             config={
@@ -144,7 +144,7 @@ def load_converted(folder: Path) -> Graph:
         raise UsageError(f"{folder} was trained by milnet, not converted: use milnet.Scorer for it")
     verify_files(folder, manifest)
     state = load_file(folder / "weights.safetensors")
-    recipe = Recipe(**json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+    recipe = Recipe.of(read_json(folder / "recipe.json"))
     if recipe.width is None or recipe.depth is None:
         raise ArtifactError(f"{folder} does not hold together: convert the checkpoint again")
     network = Graph(
@@ -186,7 +186,7 @@ def beside_pool(folder: Path, table: Table, features: FeatureSet, pool_rows: Int
             f"{folder} takes {width} node features, but {features.config['nodes']['name']} has "
             f"{features.nodes.shape[1]}: choose others with --nodes"
         )
-    recipe = Recipe(**json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+    recipe = Recipe.of(read_json(folder / "recipe.json"))
     pool = RatedPool.of(table, features, pool_rows[features.readable[pool_rows]])
     return Model(
         recipe=recipe,
@@ -194,7 +194,7 @@ def beside_pool(folder: Path, table: Table, features: FeatureSet, pool_rows: Int
         values=np.array(manifest.config["values"]),
         pool=pool,
         features={},
-        seen=tuple((f"{table.name}:{id_}", digest) for id_, digest in zip(pool.ids, pool.pixels, strict=True)),
+        seen=tuple((f"{table.id_space}:{id_}", digest) for id_, digest in zip(pool.ids, pool.pixels, strict=True)),
         seed=0,
         table_name=table.name,
         threshold=table.threshold,

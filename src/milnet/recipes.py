@@ -1,7 +1,7 @@
 """The one door to learning: `fit(recipe, table, features, split, seed) -> Model`.
 
-Everything that is fitted (standardiser, network, number of epochs, percentile table) is fitted in here, from the
-training rows alone:
+Everything that is fitted (standardiser, reducer, network, number of epochs, percentile table) is fitted in here, from
+the training rows alone:
 
     1. choose     15 % of the training rows are set aside (carved the way the folds are, out of the pool); the number of
                   epochs with the lowest validation EMD2 is taken (smoothed over its neighbours when a refit follows)
@@ -9,162 +9,39 @@ training rows alone:
                   the network of step 1 as it was after its best epoch is kept, and the set-aside photos join the pool)
     3. calibrate  scores predicted for pool photos by networks that have not seen them give the percentile table (only
                   when asked): by cross-fitting after a refit, else those of the set-aside photos
+
+Where the recipe has a reducer, it goes first in each step, on the same photos: the network of step 1 sees numbers of a
+reducer that has not learned from the set-aside photos, and each network of step 3 those of a reducer of its own.
 """
 
 from __future__ import annotations
 
-import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import nn
 
 from milnet import splits
 from milnet.annotations import FloatArray, IntArray, Table
-from milnet.errors import UsageError
-from milnet.features import FeatureSet, Progress, take_rows, torch_threads
-from milnet.losses import LossName, make_loss
+from milnet.artifacts import read_json
+from milnet.errors import ArtifactError, UsageError
+from milnet.features import FeatureSet, Maps, Progress, stored_rows, torch_threads
+from milnet.losses import make_loss
 from milnet.metrics import emd_rows, srcc
-from milnet.model.graph import Adjacency, Graph
-from milnet.model.single import Single
+from milnet.model.reducer import Reducer
 from milnet.pool import RatedPool, Store
-from milnet.references import References, Similarity
+from milnet.recipe import SMALL, Network, Recipe, make_network
+from milnet.references import References
 from milnet.splits import Split
-from milnet.training import (
-    Plan,
-    Precision,
-    Run,
-    Samples,
-    best_epoch,
-    moments,
-    predict,
-    train_epochs,
-)
+from milnet.training import Plan, Run, Samples, best_epoch, moments, predict, train_epochs
 
-SMALL = 5000  # training photos below which `refit` is on and the small defaults hold
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything one chooses about learning. None: chosen by the number of training photos, see `resolve`."""
-
-    name: str = "single"  # for reports
-    model: Literal["single", "graph"] = "single"  # the photo alone, or the published graph over photo + references
-    references: int = 4  # references a photo (graph only)
-    adjacency: Adjacency = "similarity"  # what the graph's edges are
-    similarity: Similarity = "cosine"  # how references are found
-    width: int | None = None  # channels inside the network
-    depth: int | None = None  # graph layers
-    dropout: float | None = None  # share of inputs and of read-out numbers dropped while training
-    standardise: bool = True  # features to mean 0 and deviation 1 over the training photos
-    loss: LossName = "emd"  # what is minimised
-    r: float = 2.0  # exponent of the EMD
-    batch: int | None = None  # photos a step
-    learning_rate: float | None = None  # of Adam
-    weight_decay: float | None = None  # of Adam, on matrices only
-    decay: float | None = None  # the rate is multiplied by this after every decay_epochs
-    decay_epochs: int = 3  # epochs between two falls of the rate
-    epochs: int | None = None  # at most so many; validation chooses
-    patience: int | None = None  # stop choosing when so many epochs brought nothing better
-    validation: float = 0.15  # share of the training photos set aside to choose the number of epochs
-    refit: bool | None = None  # train anew on all training photos with the chosen number of epochs
-    calibration_folds: int = 5  # folds of the cross-fitting behind the percentile table
-    precision: Precision = "no"  # "bf16" on GPUs that have it
-
-    def __post_init__(self) -> None:
-        positive = ("references", "width", "depth", "batch", "learning_rate", "epochs", "patience", "decay_epochs", "r")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"recipe {self.name}: expected {name} > 0, got {value}")
-        if not 0 < self.validation < 1 or not 0 <= (self.dropout or 0) < 1 or self.calibration_folds < 2:
-            raise UsageError(
-                f"recipe {self.name}: expected 0 < validation < 1, 0 <= dropout < 1 and calibration_folds >= 2, got "
-                f"{self.validation}, {self.dropout} and {self.calibration_folds}"
-            )
-
-    def resolve(self, photos: int) -> Recipe:
-        """Fill what was left open. Below 5,000 training photos: a small network, many epochs; above: as published."""
-        chosen = _SMALL if photos < SMALL else _LARGE
-        return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
-
-
-# The published values (Adam 3e-4, a tenth after every third epoch, 10 epochs, batch 128, width 512, 6 layers).
-_LARGE: dict[str, Any] = {
-    "width": 512, "depth": 6, "dropout": 0.0, "batch": 128, "learning_rate": 3e-4, "weight_decay": 0.0, "decay": 0.1,
-    "epochs": 10, "patience": 10, "refit": False,
-}  # fmt: skip
-_SMALL: dict[str, Any] = {
-    "width": 128, "depth": 3, "dropout": 0.5, "batch": 32, "learning_rate": 1e-3, "weight_decay": 1e-4, "decay": 1.0,
-    "epochs": 60, "patience": 15, "refit": True,
-}  # fmt: skip
-Network = Single | Graph
-RECIPES = {"single": Recipe(), "published": Recipe(name="published", model="graph")}
-
-
-def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """A built-in recipe, or a FILE.toml of recipe fields (`base` names a built-in to start from), then `field=value`.
-
-    Raises UsageError naming the unknown field, the wrong value, or what there is to choose from.
-    """
-    if name in RECIPES:
-        recipe = RECIPES[name]
-    elif name.endswith(".toml"):
-        try:
-            data = tomllib.loads(Path(name).read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"cannot read the recipe {name}: {error}") from error
-        base = RECIPES.get(str(data.pop("base", "single")))
-        if base is None:
-            raise UsageError(f"{name}: base must be one of {', '.join(RECIPES)}")
-        recipe = _with({"name": Path(name).stem, **data}, base, name)
-    else:
-        raise UsageError(f"unknown recipe {name!r}: expected {', '.join(RECIPES)} or a FILE.toml")
-    changes: dict[str, Any] = {}
-    for setting in settings:
-        field, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting}: expected field=value")
-        changes[field.strip()] = value.strip()
-    return _with(changes, recipe, "--set")
-
-
-def _with(changes: Mapping[str, Any], recipe: Recipe, where: str) -> Recipe:
-    hints = get_type_hints(Recipe)
-    for field, value in changes.items():
-        if field not in hints:
-            raise UsageError(f"{where}: a recipe has no field {field!r}; there are: {', '.join(hints)}")
-        recipe = replace(recipe, **{field: _parse(value, hints[field], f"{where}: {field}")})
-    return recipe
-
-
-def _parse(value: Any, hint: Any, where: str) -> Any:
-    """`value` (a text from the command line, or what TOML gave) as the type `hint`, or UsageError."""
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
-    kind = kinds[0]
-    if value in (None, "none") and type(None) in get_args(hint):
-        return None
-    if get_args(kind):  # a Literal
-        if value in get_args(kind):
-            return value
-        raise UsageError(f"{where}: expected {', '.join(map(str, get_args(kind)))}, got {value!r}")
-    if kind is bool:
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        raise UsageError(f"{where}: expected true or false, got {value!r}")
-    try:
-        parsed = kind(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{where}: expected {kind.__name__}, got {value!r}") from None
-    if isinstance(parsed, float) and not math.isfinite(parsed):
-        raise UsageError(f"{where}: expected a finite number, got {value!r}")
-    return parsed
+_REDUCED_AT_ONCE = 64  # photos whose maps are in memory together while they are reduced
 
 
 @dataclass
@@ -172,8 +49,9 @@ class Model:
     """A fitted recipe: predicts the distribution of photos from their features, beside its pool.
 
     `recipe` is resolved; `values` [S]; `features` what the numbers are made of; `seen` pairs ("table:id", pixel digest)
-    of every photo a trained part learned from; `percentiles` sorted out-of-fold scores of pool
-    photos, or empty.
+    of every photo a trained part learned from; `percentiles` sorted out-of-fold scores of pool photos, or empty.
+    `reducer` makes node features of wide maps: learned with the network when the recipe has one, else the one that made
+    the node features it was trained on, or None.
     """
 
     recipe: Recipe
@@ -191,6 +69,14 @@ class Model:
     history: list[dict[str, float]]
     percentiles: FloatArray
     inputs: Mapping[str, str]
+    reducer: Reducer | None = None
+    reducer_recipe: Recipe | None = None
+
+    @property
+    def node_features(self) -> Mapping[str, Any]:
+        """What the network's input is made of: the part `maps` of `features` where it learned from maps."""
+        part: Mapping[str, Any] = self.features["maps" if self.recipe.takes_maps else "nodes"]
+        return part
 
     @property
     def uses_references(self) -> bool:
@@ -201,17 +87,19 @@ class Model:
         self,
         semantic: NDArray[Any],
         *,
+        rows: IntArray | None = None,
         ids: Sequence[str] | None = None,
         pixels: Sequence[str] | None = None,
         groups: Sequence[str] | None = None,
         device: str = "cpu",
     ) -> References | None:
-        """References of each photo [n, Ds], or None for a model that scores the photo alone."""
+        """References of each photo [n, Ds], or of the `rows` of a larger array; None where photos are scored alone."""
         if not self.uses_references:
             return None
         return self.pool.find(
             semantic,
             self.recipe.references,
+            rows=rows,
             ids=ids,
             pixels=pixels,
             groups=groups if self.group else None,
@@ -219,10 +107,24 @@ class Model:
             device=device,
         )
 
+    def numbers(self, features: FeatureSet, rows: IntArray, *, device: str = "cpu") -> NDArray[Any]:
+        """What `predict` takes of `rows` [n] of a DATA folder: their node features, maps, or reduced maps."""
+        if not self.recipe.takes_maps:
+            return stored_rows(features.nodes, rows)
+        maps = require_maps(features)
+        return stored_rows(maps, rows) if self.recipe.model == "reducer" else self.reduce(maps, rows, device=device)
+
+    def reduce(self, maps: NDArray[Any] | Maps, rows: IntArray, *, device: str = "cpu") -> NDArray[np.float16]:
+        """Node features [n, 3C] of `rows` [n] of wide maps [N, 25, D], by the model's reducer."""
+        assert self.reducer is not None
+        found = np.empty((len(rows), self.reducer.outputs), np.float16)
+        reduce_into(found, self.reducer, maps, rows, np.arange(len(rows)), device=device)
+        return found
+
     def predict(
         self, nodes: NDArray[Any], references: References | None = None, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
-        """Distributions [n, S] of photos with node features [n, D] and the references that `find` gave."""
+        """Distributions [n, S] of photos with node features [n, D] (or maps [n, 25, D]) and the references that `find` gave."""
         return self.predict_rows(nodes, np.arange(len(nodes), dtype=np.int64), references, device=device)
 
     def predict_rows(
@@ -240,36 +142,57 @@ class Model:
         return np.asarray(50.0 * below / len(self.percentiles))
 
 
-def make_network(recipe: Recipe, features: int, bins: int, seed: int) -> Network:
-    """The network of a resolved recipe, its weights drawn from `seed` alone."""
-    assert recipe.width is not None and recipe.depth is not None and recipe.dropout is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if recipe.model == "single":
-            network: Network = Single(features, bins, width=recipe.width, dropout=recipe.dropout)
-        else:
-            network = Graph(
-                features,
-                bins,
-                width=recipe.width,
-                depth=recipe.depth,
-                references=recipe.references,
-                adjacency=recipe.adjacency,
-                dropout=recipe.dropout,
-                seed=seed,
-            )
-    if not recipe.standardise:
-        network.standardise.limit = float("inf")  # features as they are
-    return network
+def require_maps(features: FeatureSet) -> NDArray[Any] | Maps:
+    """The wide maps of a feature set; UsageError that says how to make them when there are none."""
+    if features.maps is None:
+        raise UsageError(
+            "this recipe learns from wide maps, and the features have none: extract them with `milnet features --wide`"
+        )
+    return features.maps
+
+
+def reduce_into(
+    target: NDArray[np.float16],
+    reducer: Reducer,
+    maps: NDArray[Any] | Maps,
+    rows: IntArray,
+    places: IntArray,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    """Reduce the maps of `rows` [n] and put the numbers [n, 3C] at `places` [n] of `target`."""
+    reducer.eval().to(device)
+    with torch.inference_mode():
+        for start in range(0, len(rows), _REDUCED_AT_ONCE):
+            part = slice(start, start + _REDUCED_AT_ONCE)
+            x = torch.from_numpy(np.ascontiguousarray(stored_rows(maps, rows[part]))).to(device)
+            target[places[part]] = reducer.reduce(x).half().cpu().numpy()
+            if progress is not None:
+                progress(min(start + _REDUCED_AT_ONCE, len(rows)), len(rows), "photos reduced")
+
+
+def load_reducer(folder: Path, name: str = "reducer") -> tuple[Reducer, Recipe]:
+    """The reducer that a folder holds as NAME.safetensors and NAME.json (its recipe and sizes)."""
+    try:
+        data = read_json(folder / f"{name}.json")
+        recipe = Recipe.of(data["recipe"])
+        network = make_network(recipe, int(data["channels"]), int(data["values"]), 0)
+        network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        raise ArtifactError(f"the reducer in {folder} does not hold together ({error}): make it again") from error
+    assert isinstance(network, Reducer)
+    return network.eval(), recipe
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """What the steps of one fit share. `recipe` is resolved."""
+    """What the steps of one fit share. `recipe` is resolved; `nodes` what its network takes: features, or maps."""
 
     recipe: Recipe
     table: Table
     features: FeatureSet
+    nodes: NDArray[Any] | Maps
     group: str | None
     seed: int
     device: str
@@ -278,15 +201,19 @@ class _Fit:
     progress: Progress | None
 
     def pool(self, rows: IntArray) -> RatedPool:
-        return RatedPool.of(self.table, self.features, rows, self.group)
+        features = self.features
+        if isinstance(self.nodes, np.ndarray) and self.nodes.ndim == 2:
+            features = replace(features, nodes=self.nodes)
+        return RatedPool.of(self.table, features, rows, self.group)
 
     def samples(self, rows: IntArray, pool: RatedPool, *, targets: bool) -> Samples:
         """The photos of `rows` with their references in `pool`, with their votes when they are `targets`."""
         references = None
-        if self.recipe.model != "single":
+        if self.recipe.model == "graph":
             references = pool.find(
-                take_rows(self.features.semantic, rows),
+                self.features.semantic,
                 self.recipe.references,
+                rows=rows,
                 store=self.store,
                 queries=rows,
                 ids=[self.table.ids[row] for row in rows],
@@ -296,13 +223,13 @@ class _Fit:
                 device=self.device,
             )
         votes = self.table.take(rows).distributions if targets else None
-        return Samples(self.features.nodes, rows, pool, references, votes)
+        return Samples(self.nodes, rows, pool, references, votes)
 
     def new_network(self, rows: IntArray) -> Network:
         """A fresh network whose standardiser knows the training photos `rows`."""
-        network = make_network(self.recipe, self.features.nodes.shape[1], self.table.votes.shape[1], self.seed)
+        network = make_network(self.recipe, self.nodes.shape[-1], self.table.votes.shape[1], self.seed)
         if self.recipe.standardise:
-            network.standardise.set(*moments(self.features.nodes, rows))
+            network.standardise.set(*moments(self.nodes, rows))
         return network
 
     def train(
@@ -351,15 +278,32 @@ class _Fit:
         samples = self.samples(rows, pool, targets=False)
         return np.asarray(predict(network, samples, device=self.device) @ self.table.values)
 
-    def out_of_fold_scores(self, rows: IntArray, epochs: int) -> FloatArray:
-        """Predicted score of each of `rows` by a network that has not seen it: cross-fitting."""
+    def beneath(self) -> _Fit | None:
+        """The same for the recipe's reducer, on the wide maps; None where there is none."""
+        if self.recipe.reducer is None:
+            return None
+        return replace(self, recipe=self.recipe.reducer, nodes=require_maps(self.features))
+
+    def reduced(self, phase: str, reducer: Network, rows: IntArray) -> _Fit:
+        """The same with the numbers that `reducer` makes of `rows` as nodes; the other rows hold NaN."""
+        assert isinstance(reducer, Reducer)
+        nodes = self.run.array(phase, (len(self.table), reducer.outputs))
+        reduce_into(nodes, reducer, require_maps(self.features), rows, rows, device=self.device, progress=self.progress)
+        return replace(self, nodes=nodes)
+
+    def out_of_fold_scores(self, rows: IntArray, epochs: int, reducer_epochs: int) -> FloatArray:
+        """Predicted score of each of `rows` by networks that have not seen it: cross-fitting."""
         groups = self.table.codes(self.group)[rows] if self.group else None
         folds = splits.make_folds(len(rows), self.recipe.calibration_folds, self.seed, groups)
         scores = np.empty(len(rows))
         for fold in range(self.recipe.calibration_folds):
             inside, outside = rows[folds != fold], rows[folds == fold]
-            network, _ = self.train(f"calibrate-{fold}", inside, epochs)
-            scores[folds == fold] = self.scores(network, outside, self.pool(inside))
+            job, beneath = self, self.beneath()
+            if beneath is not None:
+                reducer, _ = beneath.train(f"calibrate-{fold}-reducer", inside, reducer_epochs)
+                job = self.reduced(f"calibrate-{fold}", reducer, rows)
+            network, _ = job.train(f"calibrate-{fold}", inside, epochs)
+            scores[folds == fold] = job.scores(network, outside, job.pool(inside))
         return scores
 
 
@@ -385,10 +329,12 @@ def fit(
     rows = np.sort(split.train[features.readable[split.train]])
     recipe = recipe.resolve(len(rows))
     run = run or Run(None, {})
+    nodes = require_maps(features) if recipe.model == "reducer" else features.nodes
     # Small networks gain nothing from a second thread, and on a busy machine they lose much by waiting for it. With
-    # one, the weights do not depend on the number of cores either.
-    with torch_threads(1 if len(rows) < SMALL else run.threads):
-        return _fit(_Fit(recipe, table, features, split.group, seed, device, run, store, progress), rows, calibrate)
+    # one, the weights do not depend on the number of cores either. A reducer is never small.
+    with torch_threads(1 if len(rows) < SMALL and not recipe.takes_maps else run.threads):
+        job = _Fit(recipe, table, features, nodes, split.group, seed, device, run, store, progress)
+        return _fit(job, rows, calibrate)
 
 
 def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
@@ -396,25 +342,36 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
     assert recipe.epochs is not None
     groups = table.codes(job.group) if job.group else None
     kept, validation = splits.carve(rows, recipe.validation, job.seed, groups)
-    network, history = job.train("choose", kept, recipe.epochs, validation, keep_best=not recipe.refit)
+    beneath, reducer, reducer_epochs, chosen = job.beneath(), None, 0, job
+    if beneath is not None:
+        assert beneath.recipe.epochs is not None
+        reducer, lines = beneath.train("choose-reducer", kept, beneath.recipe.epochs, validation, keep_best=True)
+        reducer_epochs = best_epoch(lines)
+        chosen = job.reduced("choose", reducer, rows)
+    network, history = chosen.train("choose", kept, recipe.epochs, validation, keep_best=not recipe.refit)
     percentiles = np.empty(0)
     if recipe.refit:
         epochs = best_epoch(history)
-        network, _ = job.train("refit", rows, epochs)
+        if beneath is not None:
+            reducer, _ = beneath.train("refit-reducer", rows, reducer_epochs)
+            chosen = job.reduced("refit", reducer, rows)
+        network, _ = chosen.train("refit", rows, epochs)
         if calibrate:
-            percentiles = job.out_of_fold_scores(rows, epochs)
+            percentiles = job.out_of_fold_scores(rows, epochs, reducer_epochs)
     else:
         epochs = 1 + int(np.argmin([line["emd2"] for line in history]))
         if calibrate:
-            percentiles = job.scores(network, validation, job.pool(kept))
+            percentiles = chosen.scores(network, validation, chosen.pool(kept))
     network.eval()
-    return Model(
+    used = {"semantic", "maps" if recipe.takes_maps else "nodes"}
+    learned = [(f"{table.id_space}:{table.ids[row]}", features.pixels[row]) for row in rows]
+    model = Model(
         recipe=recipe,
         network=network,
         values=table.values,
-        pool=job.pool(rows),
-        features=features.config,
-        seen=tuple((f"{table.name}:{table.ids[row]}", features.pixels[row]) for row in rows),
+        pool=chosen.pool(rows),
+        features={role: part for role, part in features.config.items() if role in used},
+        seen=tuple(dict.fromkeys([*learned, *features.seen])),
         seed=job.seed,
         table_name=table.name,
         threshold=table.threshold,
@@ -423,5 +380,10 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
         epochs=epochs,
         history=history,
         percentiles=np.sort(percentiles),
-        inputs={role: str(part["digest"]) for role, part in features.config.items()},
+        inputs={role: str(part["digest"]) for role, part in features.config.items() if role in used},
     )
+    if isinstance(reducer, Reducer):
+        model.reducer, model.reducer_recipe = reducer.eval(), recipe.reducer
+    elif features.reducer is not None and not recipe.takes_maps:
+        model.reducer, model.reducer_recipe = load_reducer(features.reducer)
+    return model

@@ -7,6 +7,7 @@ itself), and the network predicts the distribution of votes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sqlite3
@@ -19,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milnet.checkpoints import load_model
-from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
+from milnet.errors import ArtifactError, ImageError, WeightsError
 from milnet.extraction import Extracted, Extractor, load_extractor
 from milnet.features import Progress
 from milnet.images import MAX_PIXELS, Source
 from milnet.metrics import check_distributions
 from milnet.recipes import Model
 from milnet.version import __version__
+
+_CHUNK = 64  # photos that go through the first of two backbones before they go through the second
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,47 @@ class Failure:
     reason: str
 
 
-class Scorer:
-    """A model with its backbone: `Scorer.load(MODEL).score([...])`."""
+@dataclass(frozen=True)
+class Seen:
+    """What the backbones made of a photo: `nodes` [D] or maps [25, D], `semantic` [Ds], the digest of its pixels."""
 
-    def __init__(self, model: Model, extractor: Extractor, digest: str, *, device: str = "cpu") -> None:
-        self.model, self.extractor, self.digest, self.device = model, extractor, digest, device
-        nodes, semantic = model.features["nodes"], model.features["semantic"]
-        if nodes["extraction"] != semantic["extraction"]:
-            raise UsageError("scoring photos needs semantic and node features of one extraction; this model has two")
-        self._spans = {role: slice(*model.features[role]["span"]) for role in ("nodes", "semantic")}
+    nodes: NDArray[np.float32]
+    semantic: NDArray[np.float32]
+    pixels: str
+
+
+def _weights(part: Mapping[str, Any], given: str | Path | None, option: str) -> str:
+    """Where the weights of a backbone are: as given, else where they were for the features."""
+    source = str(given) if given is not None else str(part["weights"])
+    if given is not None or source.startswith("random:") or source == "cached":
+        return source
+    if source == "hub":
+        return "cached"  # it was downloaded for the features; here nobody has asked for a download
+    if not Path(source).exists():
+        raise WeightsError(
+            f"the model's backbone weights were at {source}, which is not there any more: pass {option} FILE "
+            f"with the file whose weights have sha256 {part['extraction']['weights'][:12]}..."
+        )
+    return source
+
+
+def _photo_part(extraction: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the numbers of a backbone, without what is done with them later."""
+    return {key: extraction.get(key) for key in ("backbone", "weights", "preprocess", "normalisation")}
+
+
+class Scorer:
+    """A model with its backbones: `Scorer.load(MODEL).score([...])`.
+
+    `nodes` makes what enters the network (with a reducer: wide maps), `semantic` what references are found by: the same
+    extractor, or two.
+    """
+
+    def __init__(
+        self, model: Model, nodes: Extractor, semantic: Extractor, digest: str, *, device: str = "cpu"
+    ) -> None:
+        self.model, self.nodes, self.semantic, self.digest, self.device = model, nodes, semantic, digest, device
+        self._spans = {role: slice(*part["span"]) for role, part in model.features.items()}
 
     @classmethod
     def load(
@@ -100,39 +135,41 @@ class Scorer:
         model: str | Path,
         *,
         weights: str | Path | None = None,
+        semantic_weights: str | Path | None = None,
         device: str = "cpu",
         offline: bool = False,
         batch: int | None = None,
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> Scorer:
-        """Load a MODEL folder and the backbone its features were made with.
+        """Load a MODEL folder and the backbones its features were made with.
 
-        `weights`: where the backbone's weights are now ("hub" may download them); by default where they were for the
-        features, or the hub's cache.
-        Raises ArtifactError for a folder that is no model, WeightsError when the backbone's weights are missing or not
-        the same.
+        `weights`, `semantic_weights`: where the weights of the node and the semantic backbone are now ("hub" may
+        download them); by default where they were for the features, or the hub's cache. A model of one backbone needs
+        the first alone. Raises ArtifactError for a folder that is no model, WeightsError when the backbone's weights
+        are missing or not the same, UsageError when the features were not made from photos.
         """
         fitted, manifest = load_model(Path(model), device=device)
-        nodes = fitted.features["nodes"]
-        source = str(weights) if weights is not None else str(nodes["weights"])
-        if weights is None and source == "hub":
-            source = "cached"  # it was downloaded for the features; here nobody has asked for a download
-        elif weights is None and not source.startswith("random:") and source != "cached" and not Path(source).exists():
-            raise WeightsError(
-                f"the model's backbone weights were at {source}, which is not there any more: pass --weights FILE "
-                f"with the file whose weights have sha256 {nodes['extraction']['weights'][:12]}..."
-            )
-        extractor = load_extractor(
-            nodes["extraction"],
-            source,
-            offline=offline,
-            device=device,
-            batch=batch,
-            workers=workers,
-            max_pixels=max_pixels,
+        part, semantic = fitted.node_features, fitted.features["semantic"]
+        wide = part["extraction"].get("wide") or {}
+        pooling = part.get("pooling") or wide.get("pooling")
+        if pooling is None and fitted.reducer is not None:
+            raise ArtifactError(f"{model} reduces wide maps but does not say how they were pooled: train it again")
+        how: Any = {
+            "offline": offline, "device": device, "batch": batch, "workers": workers, "max_pixels": max_pixels,
+        }  # fmt: skip
+        extractor = load_extractor(part["extraction"], _weights(part, weights, "--weights"), pooling=pooling, **how)
+        if _photo_part(semantic["extraction"]) == _photo_part(part["extraction"]):
+            return cls(fitted, extractor, extractor, manifest.digest, device=device)
+        second = load_extractor(
+            semantic["extraction"], _weights(semantic, semantic_weights, "--semantic-weights"), **how
         )
-        return cls(fitted, extractor, manifest.digest, device=device)
+        return cls(fitted, extractor, second, manifest.digest, device=device)
+
+    @property
+    def batch(self) -> int:
+        """Photos a forward pass."""
+        return self.nodes.batch
 
     def score(self, photos: Sequence[Source] | Source, *, progress: Progress | None = None) -> list[Score]:
         """Score paths, bytes, PIL images or arrays (HWC uint8 RGB in [0, 255]), one or many, in their order.
@@ -158,38 +195,63 @@ class Scorer:
                 names[key] = str(source) if isinstance(source, str | Path) else f"<{type(source).__name__} {key}>"
                 yield key, source
 
-        waiting: list[Extracted[Any]] = []
-        for result in self.extractor.stream(named()):
-            if result.error is not None:
-                yield result.key, Failure(names.pop(result.key), result.error.reason)
+        waiting: list[tuple[Any, Seen]] = []
+        for key, result in self._seen(named()):
+            if isinstance(result, ImageError):
+                yield key, Failure(names.pop(key), result.reason)
                 continue
-            waiting.append(result)
-            if len(waiting) == self.extractor.batch:
+            waiting.append((key, result))
+            if len(waiting) == self.batch:
                 yield from self._score(waiting, names)
                 waiting = []
         if waiting:
             yield from self._score(waiting, names)
 
-    def _score(self, batch: list[Extracted[Any]], names: dict[Any, str]) -> list[tuple[Any, Score | Failure]]:
-        features = np.stack([result.features for result in batch if result.features is not None])
-        pixels = [result.pixels for result in batch]
+    def _seen(self, items: Iterable[tuple[Any, Source]]) -> Iterator[tuple[Any, Seen | ImageError]]:
+        """What the backbones make of each photo. For two of them each photo is decoded twice, some at a time."""
+        if self.semantic is self.nodes:
+            for result in self.nodes.stream(items):
+                yield result.key, self._of(result, result)
+            return
+        following = iter(items)
+        while chunk := list(itertools.islice(following, _CHUNK)):
+            semantic = {result.key: result for result in self.semantic.stream(chunk)}
+            for result in self.nodes.stream(chunk):
+                yield result.key, self._of(result, semantic[result.key])
+
+    def _of(self, nodes: Extracted[Any], semantic: Extracted[Any]) -> Seen | ImageError:
+        error = nodes.error or semantic.error
+        if error is not None:
+            return error
+        assert nodes.features is not None and semantic.features is not None
+        if self.model.reducer is not None or self.model.recipe.model == "reducer":
+            assert nodes.maps is not None
+            entering = nodes.maps
+        else:
+            entering = nodes.features[self._spans["nodes"]]
+        return Seen(entering, semantic.features[self._spans["semantic"]], nodes.pixels)
+
+    def _score(self, batch: list[tuple[Any, Seen]], names: dict[Any, str]) -> list[tuple[Any, Score | Failure]]:
+        nodes: NDArray[Any] = np.stack([seen.nodes for _, seen in batch])
+        if self.model.reducer is not None:
+            nodes = self.model.reduce(nodes, np.arange(len(nodes), dtype=np.int64), device=self.device)
         scores = self.score_features(
-            features[:, self._spans["nodes"]],
-            features[:, self._spans["semantic"]],
-            photos=[names.pop(result.key) for result in batch],
-            pixels=pixels,
+            nodes,
+            np.stack([seen.semantic for _, seen in batch]),
+            photos=[names.pop(key) for key, _ in batch],
+            pixels=[seen.pixels for _, seen in batch],
         )
-        return [(result.key, score) for result, score in zip(batch, scores, strict=True)]
+        return [(key, score) for (key, _), score in zip(batch, scores, strict=True)]
 
     def score_features(
         self,
-        nodes: NDArray[np.float32],
+        nodes: NDArray[Any],
         semantic: NDArray[np.float32],
         *,
         photos: Sequence[str],
         pixels: Sequence[str] | None = None,
     ) -> list[Score]:
-        """Scores from node features [n, D] and semantic features [n, Ds], as the model's backbone makes them."""
+        """Scores from node features [n, D] (of a model of maps alone: [n, 25, D]) and semantic features [n, Ds]."""
         model = self.model
         references = model.find(semantic, pixels=pixels, device=self.device)
         p = model.predict(nodes, references, device=self.device)

@@ -7,10 +7,12 @@ each epoch; the state on disk holds everything else. So it does not matter when 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from milnet.annotations import IntArray
 from milnet.artifacts import atomic_path, canonical_json, write_text
 from milnet.errors import ArtifactError, MissingExtraError, NumericError, UsageError
-from milnet.features import Progress, stored_rows
+from milnet.features import Maps, Progress, stored_rows
 from milnet.losses import Loss
 from milnet.model.common import Pool
 from milnet.pool import RatedPool
@@ -60,13 +62,13 @@ class Batch:
 class Samples:
     """n photos with their references, served as batches of tensors.
 
-    `nodes` [M, D] with the photos at `rows` [n]; `references` into `pool` or None; `targets` [n, S] or None. Each
-    batch reads the rows it needs once, in ascending order.
+    `nodes` [M, D] (or maps [M, 25, D]) with the photos at `rows` [n]; `references` into `pool` or None; `targets` [n, S]
+    or None. Each batch reads the rows it needs once, in ascending order.
     """
 
     def __init__(
         self,
-        nodes: NDArray[Any],
+        nodes: NDArray[Any] | Maps,
         rows: IntArray,
         pool: RatedPool | None = None,
         references: References | None = None,
@@ -75,11 +77,42 @@ class Samples:
         self.rows, self.pool, self.references, self.targets = rows, pool, references, targets
         if references is not None and not references.found[:, 0].all():
             raise UsageError("a photo has no reference at all: the pool is too small, or its group is all of it")
+        self.are_maps = len(nodes.shape) > 2
         self._photos = _Rows(nodes, rows)
         self._pool_nodes = None if pool is None or references is None else _Rows(pool.nodes, pool.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a batch is made without reading from a disk."""
+        pool = self._pool_nodes
+        return self._photos.tensor is not None and (pool is None or pool.tensor is not None)
+
+    def batches(self, picks: list[IntArray]) -> Iterator[tuple[Batch, float]]:
+        """The batches of `picks` in turn, each with the seconds spent waiting for it.
+
+        What is read from a disk is read ahead, one batch in a second thread.
+        """
+        if self.in_memory:
+            for some in picks:
+                began = time.perf_counter()
+                batch = self.batch(some)
+                yield batch, time.perf_counter() - began
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="milnet-batches") as executor:
+            following = [executor.submit(self.batch, some) for some in picks[:2]]
+            try:
+                for i in range(len(picks)):
+                    began = time.perf_counter()
+                    batch = following.pop(0).result()
+                    waited = time.perf_counter() - began
+                    if i + 2 < len(picks):
+                        following.append(executor.submit(self.batch, picks[i + 2]))
+                    yield batch, waited
+            finally:
+                executor.shutdown(wait=True, cancel_futures=True)
 
     def batch(self, picks: IntArray) -> Batch:
         """The batch of samples `picks` [B]."""
@@ -105,9 +138,9 @@ class Samples:
 class _Rows:
     """Rows of a feature array as stored: one tensor when that is small, else read from the memory map when asked."""
 
-    def __init__(self, array: NDArray[Any], rows: IntArray) -> None:
+    def __init__(self, array: NDArray[Any] | Maps, rows: IntArray) -> None:
         self.array, self.rows = array, rows
-        small = len(rows) * array.shape[1] * array.itemsize <= _IN_MEMORY
+        small = len(rows) * math.prod(array.shape[1:]) * array.itemsize <= _IN_MEMORY
         self.tensor = torch.from_numpy(stored_rows(array, rows)) if small else None
 
     def take(self, picks: IntArray) -> Tensor:
@@ -174,11 +207,24 @@ class Run:
         state: dict[str, Any] = torch.load(self.folder / "state.pt", weights_only=True, map_location="cpu")
         return state if state["phase"] == phase else None
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the state under a temporary name, then rename it."""
+    def save(self, state: dict[str, Any]) -> float:
+        """Write the state under a temporary name, then rename it. Returns the seconds to wait until the next time.
+
+        A large state is saved less often, so that saving takes at most a twentieth of the time.
+        """
+        began = time.monotonic()
         if self.folder is not None:
             with atomic_path(self.folder / "state.pt") as temporary:
                 torch.save(state, temporary)
+        return max(self.save_seconds, 20 * (time.monotonic() - began)) if self.save_seconds else 0.0
+
+    def array(self, name: str, shape: tuple[int, int]) -> NDArray[np.float16]:
+        """A float16 array of NaN, on the disk of this run where it is large."""
+        if self.folder is None or 2 * math.prod(shape) <= _IN_MEMORY:
+            return np.full(shape, np.nan, np.float16)
+        array: NDArray[np.float16] = np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.float16, shape)
+        array[:] = np.nan
+        return array
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to `log.jsonl`. After a resume an epoch may stand there twice; the last one counts."""
@@ -254,7 +300,7 @@ def train_epochs(
             loss.load_state_dict(state["loss"])
             history, best = [dict(line) for line in state["history"]], state["best"]
             first_epoch, first_step, running = state["epoch"], state["step"], state["running"]
-        saved = time.monotonic()
+        saved, pause = time.monotonic(), run.save_seconds
         for epoch in range(first_epoch, epochs):
             if stalled(history, patience):
                 break
@@ -267,16 +313,17 @@ def train_epochs(
             network.train()
             loss.train()
             batches = epoch_batches(len(samples), plan.batch, plan.seed, phase, epoch)
-            for step in range(first_step, len(batches)):
-                running += _step(network, loss, optimizer, accelerator, samples.batch(batches[step])) * len(
-                    batches[step]
-                )
-                if time.monotonic() - saved >= run.save_seconds and step + 1 < len(batches):
-                    run.save(
+            began, waited = time.perf_counter(), 0.0
+            for step, (batch, waiting) in enumerate(samples.batches(batches[first_step:]), first_step):
+                waited += waiting
+                running += _step(network, loss, optimizer, accelerator, batch) * len(batches[step])
+                if time.monotonic() - saved >= pause and step + 1 < len(batches):
+                    pause = run.save(
                         _state(phase, epoch, step + 1, running, network, optimizer, loss, history, best, accelerator)
                     )
                     saved = time.monotonic()
             first_step = 0
+            seconds = time.perf_counter() - began
             loss.end_epoch()
             network.eval()
             line = {"epoch": float(epoch + 1), "loss": running / len(samples), "rate": rate}
@@ -286,11 +333,11 @@ def train_epochs(
             if keep_best and line["emd2"] < min((old["emd2"] for old in history), default=float("inf")):
                 best = {k: v.detach().cpu().clone() for k, v in accelerator.unwrap_model(network).state_dict().items()}
             history.append(line)
-            run.log({"phase": phase, **line})
+            run.log({"phase": phase, **line, "seconds": round(seconds, 3), "loading": round(waited, 3)})
             if progress is not None:
                 progress(epoch + 1, epochs, phase)
-            if time.monotonic() - saved >= run.save_seconds:
-                run.save(_state(phase, epoch + 1, 0, 0.0, network, optimizer, loss, history, best, accelerator))
+            if time.monotonic() - saved >= pause:
+                pause = run.save(_state(phase, epoch + 1, 0, 0.0, network, optimizer, loss, history, best, accelerator))
                 saved = time.monotonic()
     if best:
         accelerator.unwrap_model(network).load_state_dict(best)
@@ -363,31 +410,42 @@ def _state(
     }
 
 
-def predict(network: nn.Module, samples: Samples, *, batch: int = 256, device: str = "cpu") -> NDArray[np.float64]:
+def predict(network: nn.Module, samples: Samples, *, device: str = "cpu") -> NDArray[np.float64]:
     """Distributions [n, S] of all samples, in evaluation mode, rows sum to 1."""
     network.eval()
-    where = torch.device(device)
+    where, size = torch.device(device), 64 if samples.are_maps else 256
+    picks = np.split(np.arange(len(samples), dtype=np.int64), range(size, len(samples), size))
     parts: list[NDArray[np.float64]] = []
     with torch.inference_mode():
-        for start in range(0, len(samples), batch):
-            item = samples.batch(np.arange(start, min(start + batch, len(samples)), dtype=np.int64)).to(where)
+        for batch, _ in samples.batches(picks):
+            item = batch.to(where)
             log_p = network(item.photo, item.pool, item.index, item.similarity, item.keep)
             p = log_p.double().exp().cpu().numpy()
             parts.append(p / p.sum(1, keepdims=True))
     return np.concatenate(parts)
 
 
-def moments(nodes: NDArray[Any], rows: IntArray, block: int = 4096) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [D] of the rows, in float64, block by block."""
+_MOMENTS = 4096  # photos of whose maps the moments are taken
+
+
+def moments(nodes: NDArray[Any] | Maps, rows: IntArray, block: int = 4096) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [D] of the rows, in float64, block by block.
+
+    Of maps [N, 25, D] over their cells too, from at most 4,096 evenly taken photos: reading them all takes an epoch.
+    """
     ordered = np.sort(rows)
-    total = np.zeros(nodes.shape[1])
-    for start in range(0, len(ordered), block):
-        total += nodes[ordered[start : start + block]].astype(np.float64).sum(0)
-    mean = total / len(ordered)
-    square = np.zeros_like(mean)
-    for start in range(0, len(ordered), block):
-        square += ((nodes[ordered[start : start + block]].astype(np.float64) - mean) ** 2).sum(0)
-    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(square / len(ordered))).float()
+    if len(nodes.shape) > 2:
+        block //= 25
+        ordered = ordered[np.unique(np.linspace(0, len(ordered) - 1, min(_MOMENTS, len(ordered))).astype(np.int64))]
+
+    def numbers() -> Iterator[NDArray[np.float64]]:
+        for start in range(0, len(ordered), block):
+            yield nodes[ordered[start : start + block]].astype(np.float64).reshape(-1, nodes.shape[-1])
+
+    count = len(ordered) * math.prod(nodes.shape[1:-1])
+    mean = sum((part.sum(0) for part in numbers()), np.zeros(nodes.shape[-1])) / count
+    square = sum((((part - mean) ** 2).sum(0) for part in numbers()), np.zeros(nodes.shape[-1])) / count
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(square)).float()
 
 
 def write_tensorboard(run: Run, folder: Path) -> None:
@@ -402,6 +460,6 @@ def write_tensorboard(run: Run, folder: Path) -> None:
     writer: Any = SummaryWriter(str(folder))
     for (phase, epoch), line in latest.items():
         for name, value in line.items():
-            if name not in ("phase", "epoch", "time"):
+            if name not in ("phase", "epoch", "time", "seconds", "loading"):
                 writer.add_scalar(f"{phase}/{name}", value, int(epoch), walltime=line["time"])
     writer.close()

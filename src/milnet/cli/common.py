@@ -10,19 +10,25 @@ import functools
 import inspect
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from milnet.errors import MilnetError, UsageError
+from milnet.errors import ArtifactError, MilnetError, UsageError
 from milnet.version import __version__
+
+if TYPE_CHECKING:
+    from milnet.annotations import IntArray, Table
+    from milnet.features import FeatureSet
 
 app = typer.Typer(
     name="milnet",
@@ -31,6 +37,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+# Options that several commands share.
+Data = Annotated[Path, typer.Argument(help="DATA folder, as `milnet import` made it.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Semantic = Annotated[str | None, typer.Option(help="Features for retrieval, NAME[:range].", show_default="NAME:last")]
+Nodes = Annotated[str | None, typer.Option(help="Features for the network, NAME[:range].", show_default="NAME:taps")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
+]
+Group = Annotated[
+    str | None,
+    typer.Option(help="Column whose photos stay together and do not consult each other.", show_default=False),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides everything that is random.")]
 
 
 def _console(*, stderr: bool) -> Console:
@@ -129,6 +151,36 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def training_side(context: Context, table: Table, features: FeatureSet, split: str | None) -> tuple[IntArray, IntArray]:
+    """Rows to learn from and rows of the test split; says what is left out, and why."""
+    from milnet.evaluation import find_same_photos
+    from milnet.splits import test_rows, training_rows, without_twins
+
+    rows, tested = training_rows(table, split), test_rows(table)
+    rows, twins = without_twins(rows, tested, find_same_photos(table, features).pairs)
+    if len(twins):
+        context.say(
+            f"left out of training, the same photo is in the test split: {', '.join(table.ids[i] for i in twins[:20])}"
+            + (f" and {len(twins) - 20:,} more" if len(twins) > 20 else "")
+        )
+    unreadable = int((~features.readable[rows]).sum())
+    if unreadable:
+        context.warn(f"{unreadable:,} training photos have no features and take no part")
+    return rows, tested
+
+
+def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Path:
+    """`OUTPUT.run`, where a training under way is kept; a leftover is taken up, removed, or an error."""
+    folder = output.with_name(output.name + ".run")
+    if folder.exists() and not resume:
+        if not overwrite:
+            raise ArtifactError(
+                f"{folder} holds an unfinished training: pass --resume to go on, or --overwrite to start anew"
+            )
+        shutil.rmtree(folder)
+    return folder
 
 
 def _everywhere(*names: str, **settings: Any) -> Any:

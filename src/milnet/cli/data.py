@@ -1,4 +1,4 @@
-"""import, features, references: from published label files and photos to numbers."""
+"""import: from published label files to DATA."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, command
+from milnet.cli.common import Context, Overwrite, command
 from milnet.errors import UsageError
 
-Data = Annotated[Path, typer.Argument(help="DATA folder, as `milnet import` made it.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Semantic = Annotated[str | None, typer.Option(help="Features for retrieval, NAME[:range].", show_default="NAME:last")]
-Nodes = Annotated[str | None, typer.Option(help="Features for the network, NAME[:range].", show_default="NAME:taps")]
 _TABLE, _AVA = "For table", "For ava-..."
 
 
@@ -122,136 +118,3 @@ def import_(
         "report": list(imported.report),
         "skipped": [str(problem) for problem in problems.found],
     }
-
-
-@command("features")
-def features(
-    context: Context,
-    data: Data,
-    backbone: Annotated[str, typer.Option(help="timm/MODEL, for example timm/mobilenetv2_100.", show_default=False)],
-    weights: Annotated[
-        str, typer.Option(help="safetensors FILE | cached (hub cache) | hub (download) | random:SEED (untrained).")
-    ] = "cached",
-    name: Annotated[str | None, typer.Option(help="Name of the features.", show_default="the backbone's")] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Long side in pixels; with --fit crop, side of the square.")
-    ] = None,
-    fit: Annotated[str, typer.Option(help="whole (the whole photo, aspect kept) | crop (centre square)")] = "whole",
-    draft: Annotated[bool, typer.Option("--draft", help="Shrink very large JPEGs while decoding.")] = False,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU, else 64")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
-    images: Annotated[Path | None, typer.Option(help="Where the photos are now.", show_default="as imported")] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
-    ] = None,
-    overwrite: Overwrite = False,
-) -> Mapping[str, Any]:
-    """Pass every photo through a frozen network. Stopped at any moment, the same command goes on."""
-    from dataclasses import replace
-
-    from milnet.annotations import load_table
-    from milnet.artifacts import plain_name
-    from milnet.backbones import load_backbone
-    from milnet.extraction import Extractor, Preprocess, extract
-    from milnet.features import Features, same_pixels
-    from milnet.images import MAX_PIXELS
-
-    device = context.compute_device()
-    table, _ = load_table(data)
-    folder = data / "features" / plain_name(name or backbone.replace("/", "-"), "--name")
-    if images is not None:
-        if not images.is_dir():
-            raise UsageError(f"--images {images}: there is no such folder")
-        table = replace(table, image_root=images)
-    if fit not in ("whole", "crop"):
-        raise UsageError(f"--fit {fit}: expected whole or crop")
-    network = load_backbone(backbone, weights, offline=context.offline)
-    side = size or (320 if fit == "whole" else network.native_size)
-    multiple = 1 if fit == "crop" else 32
-    preprocess = Preprocess(side, fit, multiple, network.crop_fraction if fit == "crop" else 0.875, draft)  # type: ignore[arg-type]
-    extractor = Extractor.build(
-        network, preprocess, device=device, batch=batch, workers=workers, max_pixels=max_pixels or MAX_PIXELS
-    )
-    began = time.monotonic()
-    place = str(Path(weights).resolve()) if Path(weights).is_file() else weights
-    with context.progress() as progress:
-        manifest = extract(table, folder, extractor, weights=place, overwrite=overwrite, progress=progress)
-    seconds = time.monotonic() - began
-    made = Features(folder, table)
-    ranges = ", ".join(f"{range_} {a}:{b}" for range_, (a, b) in made.ranges.items())
-    context.say(
-        f"{folder}: {manifest.counts['photos']:,} photos x {made.width:,} ({ranges}), {seconds:.1f} s, "
-        f"{len(table) / seconds:.1f} photos/s, digest {manifest.digest[:12]}"
-    )
-    twins = same_pixels(table, made)
-    for ids in twins:
-        context.say(f"the same picture under {len(ids)} names: {', '.join(ids)} (kept on one side of every split)")
-    if manifest.counts["unreadable"]:
-        context.failed = True
-        context.warn(
-            f"{manifest.counts['unreadable']:,} photos could not be read and take no part: {folder / 'errors.csv'}"
-        )
-        for line in (folder / "errors.csv").read_text(encoding="utf-8").splitlines()[1:6]:
-            context.warn(f"  {line}")
-    return {
-        "features": str(folder),
-        "digest": manifest.digest,
-        "ranges": made.ranges,
-        "seconds": seconds,
-        "same_pixels": twins,
-        **manifest.counts,
-    }
-
-
-@command("references")
-def references(
-    context: Context,
-    data: Data,
-    k: Annotated[int, typer.Option("-k", min=1, help="References a photo.")] = 100,
-    exclude_group: Annotated[
-        str | None, typer.Option(help="Column whose photos may not be references of each other.", show_default=False)
-    ] = None,
-    semantic: Semantic = None,
-    similarity: Annotated[str, typer.Option(help="cosine | l2")] = "cosine",
-    name: Annotated[str | None, typer.Option(help="Name of the store.", show_default="from the options")] = None,
-    overwrite: Overwrite = False,
-) -> Mapping[str, Any]:
-    """Find every photo's nearest rated photos once. Optional: train and evaluate search themselves otherwise."""
-    from milnet.annotations import load_table
-    from milnet.artifacts import plain_name
-    from milnet.features import load_feature_set
-    from milnet.pool import make_store
-    from milnet.splits import training_rows
-
-    device = context.compute_device()
-    if similarity not in ("cosine", "l2"):
-        raise UsageError(f"--similarity {similarity}: expected cosine or l2")
-    table, _ = load_table(data)
-    features_ = load_feature_set(data, table, semantic=semantic, nodes=semantic)
-    pool_rows = training_rows(table)
-    own = f"{similarity}-{k}" + (f"-without-{exclude_group}" if exclude_group else "")
-    folder = data / "references" / plain_name(name or own, "--name")
-    began = time.monotonic()
-    with context.progress() as progress:
-        manifest = make_store(
-            table,
-            features_,
-            folder,
-            k,
-            pool_rows=pool_rows,
-            group=exclude_group,
-            similarity=similarity,  # type: ignore[arg-type]
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    counts = manifest.counts
-    context.say(
-        f"{folder}: {counts['photos']:,} photos x {k} references from a pool of {counts['pool']:,}, "
-        f"{time.monotonic() - began:.1f} s, digest {manifest.digest[:12]}"
-    )
-    if counts["short"]:
-        context.say(f"{counts['short']:,} photos have fewer than {k} possible references")
-    return {"references": str(folder), "digest": manifest.digest, **counts}

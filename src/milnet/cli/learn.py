@@ -13,21 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, command
-from milnet.cli.data import Data, Nodes, Overwrite, Semantic
+from milnet.cli.common import (
+    Context,
+    Data,
+    Group,
+    Nodes,
+    Overwrite,
+    Resume,
+    Seed,
+    Semantic,
+    Settings,
+    command,
+    run_folder,
+    training_side,
+)
+from milnet.cli.numbers import digest_rows
 from milnet.errors import ArtifactError, MilnetError, UsageError
 
 if TYPE_CHECKING:
     from milnet.annotations import Table
 
-RecipeName = Annotated[str, typer.Option("--recipe", help="single | published | FILE.toml")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
-]
-Group = Annotated[
-    str | None,
-    typer.Option(help="Column whose photos stay together and do not consult each other.", show_default=False),
-]
+RecipeName = Annotated[str, typer.Option("--recipe", help="single | published | reducer | milnet | FILE.toml")]
 Threshold = Annotated[
     float | None, typer.Option(help="A good photo has at least this score.", show_default="the data set's")
 ]
@@ -48,10 +54,10 @@ def train(
         str | None, typer.Option(help="Value of the column `split` to train on.", show_default="train")
     ] = None,
     group: Group = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides everything that is random.")] = 0,
+    seed: Seed = 0,
     semantic: Semantic = None,
     nodes: Nodes = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    resume: Resume = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard curves beside the model.")
     ] = False,
@@ -62,11 +68,11 @@ def train(
 
     from milnet.annotations import load_table
     from milnet.checkpoints import save_model
-    from milnet.evaluation import find_same_photos
     from milnet.features import load_feature_set
     from milnet.pool import find_store
-    from milnet.recipes import fit, load_recipe
-    from milnet.splits import Split, test_rows, training_rows, without_twins
+    from milnet.recipe import load_recipe
+    from milnet.recipes import fit
+    from milnet.splits import Split, training_rows
     from milnet.training import Run, write_tensorboard
 
     device = context.compute_device()
@@ -77,29 +83,13 @@ def train(
     features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
     if group is not None:
         table.column(group)
-    if features.config["nodes"]["extraction"] != features.config["semantic"]["extraction"]:
-        context.warn("semantic and node features come from two extractions: `milnet score` cannot use such a model yet")
-    rows, tested = training_rows(table, split), test_rows(table)
-    rows, twins = without_twins(rows, tested, find_same_photos(table, features).pairs)
-    if len(twins):
-        context.say(
-            f"left out of training, the same photo is in the test split: {', '.join(table.ids[i] for i in twins)}"
-        )
-    unreadable = int((~features.readable[rows]).sum())
-    if unreadable:
-        context.warn(f"{unreadable:,} training photos have no features and take no part")
-    folder = output.with_name(output.name + ".run")
-    if folder.exists() and not resume:
-        if not overwrite:
-            raise ArtifactError(
-                f"{folder} holds an unfinished training: pass --resume to go on, or --overwrite to start anew"
-            )
-        shutil.rmtree(folder)
+    rows, tested = training_side(context, table, features, split)
+    folder = run_folder(output, resume=resume, overwrite=overwrite)
     identity = {
         "recipe": asdict(chosen),
         "data": manifest.digest,
         "features": {role: part["digest"] for role, part in features.config.items()},
-        "rows": rows.tolist() if len(rows) < 10_000 else len(rows),
+        "rows": digest_rows(rows),
         "group": group,
         "seed": seed,
         "device": device,
@@ -235,7 +225,7 @@ def crossvalidate_(
     from milnet.features import load_feature_set
     from milnet.metrics import Task, paired_difference
     from milnet.pool import find_store
-    from milnet.recipes import load_recipe
+    from milnet.recipe import load_recipe
     from milnet.results import (
         check_results_path,
         clusters,

@@ -1,4 +1,4 @@
-"""What the networks share: the pool they may consult, and the standardiser in front.
+"""What the networks share: the pool they may consult, the standardiser in front, the layer of many nodes.
 
 Shapes: B photos, K references, N = K + 1 nodes, P pool photos, D features, C width, S score values.
 """
@@ -59,6 +59,18 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] of any float type -> [..., D] float32."""
         return ((x.to(self.mean.dtype) - self.mean) / self.scale).clamp(-self.limit, self.limit)
+
+
+class NodeNorm(nn.BatchNorm1d):
+    """Batch norm over photos and nodes (or cells of a map) together, [B, N, C] -> [B, N, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).view_as(x)
+
+
+def linear_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
+    """Linear map of each node, batch norm over photos and nodes, relu."""
+    return nn.Sequential(nn.Linear(inputs, outputs), NodeNorm(outputs), nn.ReLU())
 
 
 def gather_nodes(photo: Tensor, pool: Pool | None, index: Tensor | None) -> Tensor:

@@ -21,21 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from milnet.model.common import Pool, Standardise, gather_nodes
+from milnet.model.common import NodeNorm, Pool, Standardise, gather_nodes, linear_norm_relu
 
 Adjacency = Literal["similarity", "transport", "fusion", "random"]
-
-
-class NodeNorm(nn.BatchNorm1d):
-    """Batch norm over photos and nodes together, [B, N, C] -> [B, N, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, 1)).view_as(x)
-
-
-def linear_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
-    """Linear map of each node, batch norm over photos and nodes, relu."""
-    return nn.Sequential(nn.Linear(inputs, outputs), NodeNorm(outputs), nn.ReLU())
 
 
 def covariance(x: Tensor, ridge: float = 1e-3) -> Tensor:

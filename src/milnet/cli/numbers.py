@@ -1,0 +1,387 @@
+"""features, reduce, references: from photos to the numbers that the method sees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from milnet.cli.common import (
+    Context,
+    Data,
+    Group,
+    Overwrite,
+    Resume,
+    Seed,
+    Semantic,
+    Settings,
+    command,
+    run_folder,
+    training_side,
+)
+from milnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from milnet.annotations import IntArray, Table
+    from milnet.extraction import Extractor
+    from milnet.features import FeatureSet
+
+
+@command("features")
+def features(
+    context: Context,
+    data: Data,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="resnet50 | mlsp | timm/MODEL, for example timm/mobilenetv2_100.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="safetensors FILE | cached (hub cache) | hub (download) | random:SEED (untrained).")
+    ] = "cached",
+    name: Annotated[str | None, typer.Option(help="Name of the features.", show_default="the backbone's")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Long side in pixels; with --fit crop, side of the square; original: the largest long side.",
+            show_default="320, the network's own, 1024",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            help="whole (the whole photo at one long side) | crop (centre square) | original (at its own size)",
+            show_default="whole; mlsp: original",
+        ),
+    ] = None,
+    preprocess: Annotated[
+        str,
+        typer.Option(help="timm (the weights' own) | published (no normalisation, original size, adaptive pooling)"),
+    ] = "timm",
+    wide: Annotated[
+        str | None,
+        typer.Option(help="Also store the maps in 5x5 cells: float16 | int8 (58 % of the space)", show_default=False),
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="How maps become 5x5 cells: area | adaptive", show_default="area; published: adaptive"),
+    ] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option(help="Read the published code's files, one a photo, instead of photos.", show_default=False),
+    ] = None,
+    narrow: Annotated[
+        bool, typer.Option("--narrow", help="With --published: wide files become the means of their cells.")
+    ] = False,
+    draft: Annotated[bool, typer.Option("--draft", help="Shrink very large JPEGs while decoding.")] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU, else 64")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
+    images: Annotated[Path | None, typer.Option(help="Where the photos are now.", show_default="as imported")] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Pass every photo through a frozen network. Stopped at any moment, the same command goes on."""
+    from milnet.annotations import load_table
+    from milnet.artifacts import plain_name
+    from milnet.extraction import extract
+    from milnet.features import Features, same_pixels
+
+    table, _ = load_table(data)
+    if (backbone is None) == (published is None):
+        raise UsageError("expected either --backbone NAME or --published FOLDER")
+    folder = data / "features" / plain_name(name or (backbone or "published").replace("/", "-"), "--name")
+    if images is not None:
+        if not images.is_dir():
+            raise UsageError(f"--images {images}: there is no such folder")
+        table = replace(table, image_root=images)
+    if published is not None:
+        return _published_features(context, table, published, folder, narrow=narrow, overwrite=overwrite)
+    assert backbone is not None
+    extractor = make_extractor(
+        context, backbone, weights, size=size, fit=fit, preprocess=preprocess, pooling=pooling, wide=wide, draft=draft,
+        batch=batch, workers=workers, max_pixels=max_pixels,
+    )  # fmt: skip
+    began = time.monotonic()
+    place = weights_place(weights)
+    with context.progress() as progress:
+        manifest = extract(
+            table,
+            folder,
+            extractor,
+            weights=place,
+            wide=wide,  # type: ignore[arg-type]  # make_extractor has checked it
+            overwrite=overwrite,
+            progress=progress,
+        )
+    seconds = time.monotonic() - began
+    made = Features(folder, table)
+    ranges = ", ".join(f"{range_} {a}:{b}" for range_, (a, b) in made.ranges.items())
+    context.say(
+        f"{folder}: {manifest.counts['photos']:,} photos x {made.width:,} ({ranges}), {seconds:.1f} s, "
+        f"{len(table) / seconds:.1f} photos/s, digest {manifest.digest[:12]}"
+    )
+    twins = same_pixels(table, made)
+    for ids in twins:
+        context.say(f"the same picture under {len(ids)} names: {', '.join(ids)} (kept on one side of every split)")
+    if manifest.counts["unreadable"]:
+        context.failed = True
+        context.warn(
+            f"{manifest.counts['unreadable']:,} photos could not be read and take no part: {folder / 'errors.csv'}"
+        )
+        for line in (folder / "errors.csv").read_text(encoding="utf-8").splitlines()[1:6]:
+            context.warn(f"  {line}")
+    return {
+        "features": str(folder),
+        "digest": manifest.digest,
+        "ranges": made.ranges,
+        "seconds": seconds,
+        "same_pixels": twins,
+        **manifest.counts,
+    }
+
+
+def weights_place(weights: str) -> str:
+    """How a manifest names where the weights were."""
+    return str(Path(weights).resolve()) if Path(weights).is_file() else weights
+
+
+def make_extractor(
+    context: Context,
+    backbone: str,
+    weights: str,
+    *,
+    size: int | None = None,
+    fit: str | None = None,
+    preprocess: str = "timm",
+    pooling: str | None = None,
+    wide: str | None = None,
+    draft: bool = False,
+    batch: int | None = None,
+    workers: int | None = None,
+    max_pixels: int | None = None,
+) -> Extractor:
+    """The extractor that the options of `milnet features` describe."""
+    from milnet.backbones import PUBLISHED, load_backbone
+    from milnet.extraction import Extractor, Preprocess
+    from milnet.images import MAX_PIXELS
+
+    for option, value, allowed in (
+        ("--fit", fit, ("whole", "crop", "original")),
+        ("--preprocess", preprocess, ("timm", "published")),
+        ("--wide", wide, ("float16", "int8")),
+        ("--pooling", pooling, ("area", "adaptive")),
+    ):
+        if value is not None and value not in allowed:
+            raise UsageError(f"{option} {value}: expected {' or '.join(allowed)}")
+    if pooling is not None and wide is None:
+        raise UsageError("--pooling says how wide maps are made: it goes with --wide float16 or int8")
+    as_published = preprocess == "published"
+    network = load_backbone(
+        backbone, weights, offline=context.offline, normalisation=PUBLISHED if as_published else None
+    )
+    fit = fit or ("original" if backbone == "mlsp" or as_published else "whole")
+    side = size or {"whole": 320, "crop": network.native_size, "original": 1024}[fit]
+    how = Preprocess(
+        size=side,
+        fit=fit,  # type: ignore[arg-type]
+        multiple=32 if fit == "whole" else 1,
+        crop_fraction=network.crop_fraction if fit == "crop" else 0.875,
+        draft=draft,
+    )
+    chosen = pooling or ("adaptive" if as_published else "area")
+    return Extractor.build(
+        network,
+        how,
+        device=context.compute_device(),
+        batch=batch,
+        workers=workers,
+        max_pixels=max_pixels or MAX_PIXELS,
+        pooling=None if wide is None else chosen,  # type: ignore[arg-type]
+    )
+
+
+def _published_features(
+    context: Context, table: Table, source: Path, folder: Path, *, narrow: bool, overwrite: bool
+) -> Mapping[str, Any]:
+    """The features that the published code wrote, one pickle a photo."""
+    from milnet.pickles import import_features
+
+    began = time.monotonic()
+    with context.progress() as progress:
+        manifest = import_features(table, source, folder, narrow=narrow, overwrite=overwrite, progress=progress)
+    width = manifest.config["ranges"]["taps"][1]
+    context.say(
+        f"{folder}: {manifest.counts['photos']:,} photos x {width:,} from {source}, {time.monotonic() - began:.1f} s, "
+        f"digest {manifest.digest[:12]}; what their makers had seen is unknown"
+    )
+    if manifest.counts["unreadable"]:
+        context.failed = True
+        context.warn(f"{manifest.counts['unreadable']:,} photos have no file there: {folder / 'errors.csv'}")
+    return {"features": str(folder), "digest": manifest.digest, **manifest.counts}
+
+
+@command("reduce")
+def reduce(
+    context: Context,
+    data: Data,
+    features: Annotated[
+        str | None, typer.Option(help="The features whose maps are reduced.", show_default="the only ones with maps")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="reducer | FILE.toml")] = "reducer",
+    settings: Settings = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Make the maps anew from the photos each time instead of reading stored ones."),
+    ] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="With --stream: the backbone's weights.", show_default="as for the features")
+    ] = None,
+    pooling: Annotated[str, typer.Option(help="With --stream: area | adaptive")] = "area",
+    split: Annotated[
+        str | None, typer.Option(help="Value of the column `split` to train on.", show_default="train")
+    ] = None,
+    group: Group = None,
+    seed: Seed = 0,
+    name: Annotated[str | None, typer.Option(help="Name of the features.", show_default="NAME-reduced")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Train the reducer on wide maps and write the reduced features of every photo."""
+    from milnet.annotations import load_table
+    from milnet.artifacts import plain_name
+    from milnet.features import Features, load_feature_set
+    from milnet.recipe import load_recipe
+    from milnet.reduction import reduce_features
+    from milnet.splits import Split
+    from milnet.training import Run
+
+    device = context.compute_device()
+    table, manifest = load_table(data)
+    if features is None:
+        folders = sorted(path.parent for path in (data / "features").glob("*/manifest.json"))
+        wide = [path.name for path in folders if stream or Features(path, table).maps is not None]
+        if len(wide) != 1:
+            raise UsageError(
+                f"{data} has {'several' if wide else 'no'} features {'to choose from' if stream else 'with wide maps'}"
+                f" ({', '.join(wide) or 'extract them with --wide, or pass --stream'}): say which with --features NAME"
+            )
+        features = wide[0]
+    chosen = load_feature_set(data, table, semantic=features, nodes=features)
+    if stream:
+        chosen = _streaming(context, table, chosen, weights, pooling)
+    rows, tested = training_side(context, table, chosen, split)
+    folder = data / "features" / plain_name(name or f"{features}-reduced", "--name")
+    one = load_recipe(recipe, settings or [])
+    identity = {
+        "recipe": asdict(one), "data": manifest.digest, "maps": chosen.config.get("maps", {}).get("digest"),
+        "rows": digest_rows(rows), "group": group, "seed": seed, "device": device,
+    }  # fmt: skip
+    run = Run(run_folder(folder.with_name(f".{folder.name}"), resume=resume, overwrite=overwrite), identity)
+    began = time.monotonic()
+    with context.progress() as progress:
+        made, model = reduce_features(
+            one, table, chosen, Split(rows, tested, group), seed, folder,
+            run=run, device=device, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    run.remove()
+    best = model.history[model.epochs - 1]
+    context.say(
+        f"{folder}: {made.counts['photos']:,} photos x {made.config['ranges']['taps'][1]:,}, reducer of "
+        f"{sum(p.numel() for p in model.network.parameters()):,} parameters, {model.epochs} epochs on {len(rows):,} "
+        f"photos, {time.monotonic() - began:.1f} s, digest {made.digest[:12]}"
+    )
+    context.say(f"validation while choosing the epochs: SRCC {best['srcc']:.3f}, EMD2 {best['emd2']:.4f} (optimistic)")
+    return {
+        "features": str(folder),
+        "digest": made.digest,
+        "recipe": asdict(model.recipe),
+        "epochs": model.epochs,
+        "validation": best,
+        **made.counts,
+    }
+
+
+def _streaming(context: Context, table: Table, features: FeatureSet, weights: str | None, pooling: str) -> FeatureSet:
+    """The feature set with maps that are made from the photos whenever they are asked for."""
+    from milnet.extraction import StreamedMaps, load_extractor
+
+    if pooling not in ("area", "adaptive"):
+        raise UsageError(f"--pooling {pooling}: expected area or adaptive")
+    part = features.config["nodes"]
+    extractor = load_extractor(
+        part["extraction"],
+        weights or ("cached" if part["weights"] == "hub" else part["weights"]),
+        offline=context.offline,
+        device=context.compute_device(),
+        pooling=pooling,  # type: ignore[arg-type]
+    )
+    maps = StreamedMaps(table, extractor)
+    config = {**part, "name": f"{part['name']} (streamed)", "span": [0, maps.shape[2]], "pooling": pooling}
+    return replace(features, maps=maps, config={**features.config, "maps": config})
+
+
+def digest_rows(rows: IntArray) -> str:
+    """Identity of a choice of rows."""
+    from milnet.artifacts import canonical_json, digest_text
+
+    return digest_text(canonical_json(rows.tolist()))
+
+
+@command("references")
+def references(
+    context: Context,
+    data: Data,
+    k: Annotated[int, typer.Option("-k", min=1, help="References a photo.")] = 100,
+    exclude_group: Annotated[
+        str | None, typer.Option(help="Column whose photos may not be references of each other.", show_default=False)
+    ] = None,
+    semantic: Semantic = None,
+    similarity: Annotated[str, typer.Option(help="cosine | l2")] = "cosine",
+    name: Annotated[str | None, typer.Option(help="Name of the store.", show_default="from the options")] = None,
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Find every photo's nearest rated photos once. Optional: train and evaluate search themselves otherwise."""
+    from milnet.annotations import load_table
+    from milnet.artifacts import plain_name
+    from milnet.features import load_feature_set
+    from milnet.pool import make_store
+    from milnet.splits import training_rows
+
+    device = context.compute_device()
+    if similarity not in ("cosine", "l2"):
+        raise UsageError(f"--similarity {similarity}: expected cosine or l2")
+    table, _ = load_table(data)
+    features_ = load_feature_set(data, table, semantic=semantic, nodes=semantic)
+    pool_rows = training_rows(table)
+    own = f"{similarity}-{k}" + (f"-without-{exclude_group}" if exclude_group else "")
+    folder = data / "references" / plain_name(name or own, "--name")
+    began = time.monotonic()
+    with context.progress() as progress:
+        manifest = make_store(
+            table,
+            features_,
+            folder,
+            k,
+            pool_rows=pool_rows,
+            group=exclude_group,
+            similarity=similarity,  # type: ignore[arg-type]
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    counts = manifest.counts
+    context.say(
+        f"{folder}: {counts['photos']:,} photos x {k} references from a pool of {counts['pool']:,}, "
+        f"{time.monotonic() - began:.1f} s, digest {manifest.digest[:12]}"
+    )
+    if counts["short"]:
+        context.say(f"{counts['short']:,} photos have fewer than {k} possible references")
+    return {"references": str(folder), "digest": manifest.digest, **counts}

@@ -1,0 +1,125 @@
+"""`milnet reduce`: wide maps -> a reducer, learned on the training side, -> the reduced features of every photo.
+
+The result is a features folder like any other, with the network that made it and the photos it has seen:
+
+    features.npy float16 [N, 3C]   pixels.txt   readable.npy   reducer.safetensors   reducer.json   log.json   seen.txt
+
+so that whoever learns from these features carries the reducer and its `seen` along. Maps are read from the disk or made
+anew from the photos, whatever `features.maps` is; killed at any moment, the same call goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milnet.annotations import Table
+from milnet.artifacts import (
+    FORMATS,
+    Manifest,
+    canonical_json,
+    digest_file,
+    digest_text,
+    read_manifest,
+    write_array,
+    write_json,
+    write_lines,
+    write_manifest,
+)
+from milnet.checkpoints import save_reducer
+from milnet.errors import ArtifactError, UsageError
+from milnet.features import FeatureSet, Progress, photos_digest, seen_lines
+from milnet.model.reducer import Reducer
+from milnet.recipe import Recipe
+from milnet.recipes import Model, fit, reduce_into, require_maps
+from milnet.splits import Split
+from milnet.training import Run
+
+_FILES = ("features.npy", "pixels.txt", "readable.npy", "reducer.json", "reducer.safetensors", "log.json", "seen.txt")
+_BLOCK = 512  # photos reduced between two marks on the disk
+
+
+def reduce_features(
+    recipe: Recipe,
+    table: Table,
+    features: FeatureSet,
+    split: Split,
+    seed: int,
+    folder: Path,
+    *,
+    run: Run,
+    device: str = "cpu",
+    overwrite: bool = False,
+    notes: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Manifest, Model]:
+    """Learn a reducer on `split.train` and write the reduced features of all readable photos to `folder`.
+
+    Raises UsageError for a recipe that is no reducer or features without maps, ArtifactError when `folder` is there.
+    """
+    if recipe.model != "reducer":
+        raise UsageError(f"expected a recipe of model reducer, got {recipe.name} of model {recipe.model}")
+    if (folder / "manifest.json").exists() and not overwrite:
+        raise ArtifactError(f"{folder} exists already: choose another --name, or pass --overwrite to replace it")
+    if folder.exists():
+        read_manifest(folder, "features")  # only features are replaced
+    maps, config = require_maps(features), features.config["maps"]
+    model = fit(recipe, table, features, split, seed, device=device, run=run, progress=progress)
+    assert isinstance(model.network, Reducer) and run.folder is not None
+    rows = np.flatnonzero(features.readable)
+    part = run.folder / "reduced"
+    part.mkdir(exist_ok=True)
+    values, marks = _open(part, len(table), model.network.outputs, -(-len(rows) // _BLOCK))
+    for block in np.flatnonzero(np.asarray(marks) == 0).tolist():
+        some = rows[block * _BLOCK : (block + 1) * _BLOCK]
+        reduce_into(values, model.network, maps, some, some, device=device)
+        values.flush()  # type: ignore[attr-defined]
+        marks[block] = 1
+        marks.flush()  # type: ignore[attr-defined]
+        if progress is not None:
+            progress(min((block + 1) * _BLOCK, len(rows)), len(rows), "photos reduced")
+    write_lines(part / "pixels.txt", features.pixels)
+    write_array(part / "readable.npy", features.readable)
+    write_lines(part / "seen.txt", seen_lines(model.seen))
+    write_json(part / "log.json", model.history)
+    save_reducer(model.network, model.recipe, part)
+    manifest = Manifest(
+        kind="features",
+        format=FORMATS["features"],
+        config={
+            **config["extraction"],
+            "ranges": {"taps": [0, model.network.outputs]},
+            "wide": {"pooling": config["pooling"]},
+            "reducer": digest_text(
+                canonical_json([digest_file(part / f"reducer.{ending}") for ending in ("json", "safetensors")])
+            ),
+        },
+        files={name: digest_file(part / name) for name in _FILES},
+        inputs={"photos": photos_digest(table), "maps": config["digest"]},
+        counts={"photos": len(rows), "unreadable": len(table) - len(rows), "seen": len(model.seen)},
+        notes={**(notes or {}), "weights": config["weights"]},
+    )
+    (part / "manifest.json").unlink(missing_ok=True)
+    write_manifest(part, manifest)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.replace(folder)
+    (folder / "marks.npy").unlink(missing_ok=True)
+    return manifest, model
+
+
+def _open(part: Path, photos: int, outputs: int, blocks: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The reduced features under way, NaN where nothing is yet, and a mark for each finished block."""
+    open_memmap = np.lib.format.open_memmap
+    if (part / "marks.npy").exists():
+        return open_memmap(part / "features.npy", "r+"), open_memmap(part / "marks.npy", "r+")
+    values = open_memmap(part / "features.npy", "w+", np.float16, (photos, outputs))
+    values[:] = np.nan
+    values.flush()
+    write_array(part / "marks.npy", np.zeros(blocks, np.uint8))  # last: without it the features are made anew
+    return values, open_memmap(part / "marks.npy", "r+")
