@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from milnet import pool as pool_module
 from milnet.annotations import Table
 from milnet.errors import LeakError, NumericError, UsageError
 from milnet.features import FeatureSet
@@ -92,6 +93,29 @@ def test_find() -> None:
     assert themes[0] == themes[7] == "" and np.isfinite(values[0, 7])
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "l2"])
+def test_rows_of_a_larger_array(similarity: str, tmp_path: Path) -> None:
+    """Queries as row numbers of a memory map: what a copy of these rows finds, with a store and without."""
+    data, f = table(), features(twins=((0, 20), (3, 4)))
+    np.save(tmp_path / "semantic.npy", f.semantic)
+    mapped = np.load(tmp_path / "semantic.npy", mmap_mode="r")
+    make_store(data, f, tmp_path / "references" / "all", 12, pool_rows=ROWS, similarity=similarity)
+    store = find_store(tmp_path, f, ROWS, None)
+    pool = RatedPool.of(data, f, ROWS[::2], "theme")
+    for rows in (ROWS, ROWS[3:20], np.array([30, 2, 17, 4])):
+        known = {
+            "ids": [data.ids[row] for row in rows],
+            "pixels": [f.pixels[row] for row in rows],
+            "groups": [data.column("theme")[row] for row in rows],
+            "similarity": similarity,
+        }
+        expected = pool.find(f.semantic[rows], 4, **known)
+        for with_store in ({}, {"store": store, "queries": rows}):
+            found = pool.find(mapped, 4, rows=rows, **with_store, **known)
+            np.testing.assert_array_equal(found.index, expected.index)
+            assert found.similarity.tobytes() == expected.similarity.tobytes()
+
+
 def test_likeness_alone_is_enough() -> None:
     """A pool photo that looks the same is left out without any id; so it is when only pixels or ids agree."""
     f = features()
@@ -140,8 +164,12 @@ def test_seen_under_another_name() -> None:
 
 @pytest.mark.parametrize("group", [None, "theme"])
 @pytest.mark.parametrize("similarity", ["cosine", "l2"])
-def test_a_store_changes_nothing(group: str | None, similarity: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [4096, 7])
+def test_a_store_changes_nothing(
+    at_once: int, group: str | None, similarity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """References out of a store are those of a search, in the whole pool and in smaller ones."""
+    monkeypatch.setattr(pool_module, "_SELECTED", at_once)
     data, f = table(), features(twins=((0, 20), (3, 4)))
     make_store(data, f, tmp_path / "references" / "all", 12, pool_rows=np.arange(N), similarity=similarity)
     store = find_store(tmp_path, f, np.arange(N), None)

@@ -156,8 +156,9 @@ def search(
 
     `similarity`: cosine, or `l2` (minus the Euclidean distance, as the published code). `near_duplicate`: pool rows
     whose cosine with the query is above it count as the same photo and are left out (None: keep them; only for cosine).
-    Places that cannot be filled hold -1. `block`: queries at once; changes time and memory (36 kB a query), never the
-    result. Raises NumericError naming a row (of its array) that is not finite, UsageError for shapes that do not fit.
+    Places that cannot be filled hold -1. `block`: queries at once; changes time and memory (about 0.1 MB a query), not
+    the result. Raises NumericError naming a row (of its array) that is not finite, UsageError for shapes that do not
+    fit.
     """
     count = len(queries) if query_rows is None else len(query_rows)
     index = np.full((count, max(k, 0)), -1, np.int64)
