@@ -23,6 +23,7 @@ COMMANDS = [
     "reduce",
     "references",
     "train",
+    "test",
     "evaluate",
     "crossvalidate",
     "convert",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,13 @@ def find_same_photos(table: Table, features: FeatureSet) -> SamePhotos:
 
 
 def predict_rows(
-    model: Model, table: Table, features: FeatureSet, rows: IntArray, *, device: str = "cpu"
+    model: Model,
+    table: Table,
+    features: FeatureSet,
+    rows: IntArray,
+    *,
+    store: Store | None = None,
+    device: str = "cpu",
 ) -> FloatArray:
     """Distributions [n, S] of rows of a table, beside the model's pool; none consults itself."""
     references = None
@@ -60,6 +66,7 @@ def predict_rows(
         references = model.find(
             features.semantic,
             rows=rows,
+            store=store,
             ids=[table.ids[row] for row in rows] if table.name == model.table_name else None,
             pixels=[features.pixels[row] for row in rows],
             groups=[table.column(model.group)[row] for row in rows]
@@ -164,9 +171,16 @@ def _cell(
 
 
 def evaluate(
-    model: Model, table: Table, features: FeatureSet, rows: IntArray, *, split: str, device: str = "cpu"
+    model: Model,
+    table: Table,
+    features: FeatureSet,
+    rows: IntArray,
+    *,
+    split: str,
+    store: Store | None = None,
+    device: str = "cpu",
 ) -> Predictions:
-    """Predictions for test photos that no trained part has seen.
+    """Predictions for test photos that no trained part has seen. `store`: references of the table, found before.
 
     Refuses (LeakError) photos that were seen or sit in the pool, by id or pixels; features of another kind than those
     the model was trained on (ArtifactError); a table with other score values (UsageError).
@@ -181,7 +195,13 @@ def evaluate(
     if not len(usable):
         raise UsageError(f"no photo of the split {split!r} could be read")
     refuse_seen(table, features, usable, model.seen, "the model")
-    p = predict_rows(model, table, features, usable, device=device)
+    if store is not None:
+        row_of = {id_: row for row, id_ in enumerate(table.ids)} if table.name == model.table_name else {}
+        rows_of_pool = np.array([row_of.get(id_, -1) for id_ in model.pool.ids], np.int64)
+        if (rows_of_pool < 0).any():
+            raise UsageError("these references belong to another table than the model's pool: evaluate without them")
+        model = replace(model, pool=replace(model.pool, table_rows=rows_of_pool))
+    p = predict_rows(model, table, features, usable, store=store, device=device)
     return Predictions(usable, np.zeros(len(usable), np.int64), (split,), (model.seed,), p[None])
 
 

@@ -475,11 +475,7 @@ class _Unfinished:
         done = self.done
         digests = [bytes(p).hex() if ok else "" for p, ok in zip(self.pixels, done, strict=True)]
         write_lines(self.part / "pixels.txt", digests)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", "file", "reason"])
-        writer.writerows(errors)
-        write_text(self.part / "errors.csv", text.getvalue())
+        write_errors(self.part / "errors.csv", errors)
         # errors.csv names paths of this machine: kept beside, not part of the identity
         manifest = Manifest(
             kind="features",
@@ -501,6 +497,15 @@ class _Unfinished:
         for name in ("identity.json", "done.npy", "pixels.npy"):
             (folder / name).unlink()
         return manifest
+
+
+def write_errors(path: Path, errors: list[tuple[str, str, str]]) -> None:
+    """Write errors.csv: id, file and reason of each photo that could not be read."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "file", "reason"])
+    writer.writerows(errors)
+    write_text(path, text.getvalue())
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

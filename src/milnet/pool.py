@@ -72,7 +72,7 @@ class Store:
         if self.similarity == "published":
             return bool(k <= self.index.shape[1])
         alike = self.similarity == similarity and (similarity == "l2" or self.near_duplicate == pool.near_duplicate)
-        return bool(alike and k <= self.index.shape[1] and np.isin(pool.rows, self.rows).all())
+        return bool(alike and k <= self.index.shape[1] and np.isin(pool.stored_as, self.rows).all())
 
     def select(self, queries: IntArray, pool_rows: IntArray, exclude: Sequence[Exclusion], k: int) -> References:
         """The first `k` that lie in a smaller pool and are not excluded; rows with fewer than `k` left get -1."""
@@ -111,6 +111,12 @@ class RatedPool:
     nodes: NDArray[Any]
     rows: IntArray
     near_duplicate: float | None = SAME_PHOTO  # likeness above which a pool photo is the query itself
+    table_rows: IntArray | None = None  # rows of DATA that a store of references means; None: `rows`
+
+    @property
+    def stored_as(self) -> IntArray:
+        """How a store of references names the P photos."""
+        return self.rows if self.table_rows is None else self.table_rows
 
     @staticmethod
     def of(table: Table, features: FeatureSet, rows: IntArray, group: str | None = None) -> RatedPool:
@@ -144,6 +150,7 @@ class RatedPool:
             distributions=self.distributions[positions],
             totals=self.totals[positions],
             rows=self.rows[positions],
+            table_rows=None if self.table_rows is None else self.table_rows[positions],
         )
 
     def nodes_at(self, positions: IntArray) -> NDArray[np.float32]:
@@ -182,7 +189,7 @@ class RatedPool:
         }
         if store is None or queries is None or not store.serves(self, similarity, k):
             return search(semantic, self.semantic, k, query_rows=wanted, exclude=exclude, **how)
-        found = store.select(queries, self.rows, exclude, k)
+        found = store.select(queries, self.stored_as, exclude, k)
         open_ = np.flatnonzero(~found.found.all(1))
         if len(open_):
             some = [Exclusion(pair.query[open_], pair.pool) for pair in exclude]
@@ -235,9 +242,8 @@ def refuse_seen(table: Table, features: FeatureSet, rows: IntArray, seen: Sequen
     """Raise LeakError when a photo of `rows`, by id or pixels, is among `seen`: pairs of ("table:id", pixel digest)."""
     names = {name for name, _ in seen}
     pixels = {digest for _, digest in seen if digest}
-    found = [
-        table.ids[row] for row in rows if f"{table.name}:{table.ids[row]}" in names or features.pixels[row] in pixels
-    ]
+    space = table.id_space  # EVA's ids are AVA's: a photo of the one is known to a model of the other
+    found = [table.ids[row] for row in rows if f"{space}:{table.ids[row]}" in names or features.pixels[row] in pixels]
     if found:
         raise LeakError(
             f"{len(found)} of {len(rows)} test photos were seen in training by {what} (by id or by pixels); the first: "

@@ -91,6 +91,7 @@ class Model:
         ids: Sequence[str] | None = None,
         pixels: Sequence[str] | None = None,
         groups: Sequence[str] | None = None,
+        store: Store | None = None,
         device: str = "cpu",
     ) -> References | None:
         """References of each photo [n, Ds], or of the `rows` of a larger array; None where photos are scored alone."""
@@ -100,6 +101,8 @@ class Model:
             semantic,
             self.recipe.references,
             rows=rows,
+            store=store,
+            queries=rows,
             ids=ids,
             pixels=pixels,
             groups=groups if self.group else None,
@@ -124,7 +127,7 @@ class Model:
     def predict(
         self, nodes: NDArray[Any], references: References | None = None, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
-        """Distributions [n, S] of photos with node features [n, D] (or maps [n, 25, D]) and the references that `find` gave."""
+        """Distributions [n, S] of photos with node features [n, D] (or maps [n, 25, D]), beside what `find` gave."""
         return self.predict_rows(nodes, np.arange(len(nodes), dtype=np.int64), references, device=device)
 
     def predict_rows(

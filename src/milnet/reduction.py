@@ -25,6 +25,7 @@ from milnet.artifacts import (
     canonical_json,
     digest_file,
     digest_text,
+    new_folder,
     read_manifest,
     write_array,
     write_json,
@@ -33,6 +34,7 @@ from milnet.artifacts import (
 )
 from milnet.checkpoints import save_reducer
 from milnet.errors import ArtifactError, UsageError
+from milnet.extraction import Extractor, to_half, write_errors
 from milnet.features import FeatureSet, Progress, photos_digest, seen_lines
 from milnet.model.reducer import Reducer
 from milnet.recipe import Recipe
@@ -111,6 +113,58 @@ def reduce_features(
     part.replace(folder)
     (folder / "marks.npy").unlink(missing_ok=True)
     return manifest, model
+
+
+def apply_reducer(
+    reducer: Reducer,
+    table: Table,
+    extractor: Extractor,
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    weights: str,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Reduced features of a table's photos by a reducer that was learned elsewhere, maps made from the photos.
+
+    `config` is that of the features it was learned with: the folder is of the same kind. Raises ArtifactError when
+    `folder` is there or no photo can be read.
+    """
+    if folder.exists():
+        raise ArtifactError(f"{folder} exists already: choose another name")
+    values = np.full((len(table), reducer.outputs), np.nan, np.float16)
+    pixels, errors = [""] * len(table), []
+    rows = [row for row in range(len(table)) if table.images[row]]
+    ordered = extractor.by_size(rows, table.image_path)
+    for done, result in enumerate(extractor.stream((row, table.image_path(row)) for row in ordered), 1):
+        if result.error is not None:
+            errors.append((table.ids[result.key], result.error.file, result.error.reason))
+        else:
+            assert result.maps is not None
+            half = to_half(result.maps, result.key)  # as stored maps are
+            reduce_into(values, reducer, half[None], np.zeros(1, np.int64), np.array([result.key]))
+            pixels[result.key] = result.pixels
+        if progress is not None:
+            progress(done, len(rows), "photos")
+    readable = np.array([bool(digest) for digest in pixels])
+    if not readable.any():
+        raise ArtifactError(f"none of the {len(table):,} photos could be read: where are they? pass --images DIR")
+    with new_folder(folder, "features") as building:
+        write_array(building / "features.npy", values)
+        write_lines(building / "pixels.txt", pixels)
+        write_errors(building / "errors.csv", errors)
+        files = {name: digest_file(building / name) for name in ("features.npy", "pixels.txt")}
+        manifest = Manifest(
+            kind="features",
+            format=FORMATS["features"],
+            config=dict(config),
+            files=files,
+            inputs={"photos": photos_digest(table)},
+            counts={"photos": int(readable.sum()), "unreadable": int((~readable).sum())},
+            notes={"weights": weights},
+        )
+        write_manifest(building, manifest)
+    return manifest
 
 
 def _open(part: Path, photos: int, outputs: int, blocks: int) -> tuple[NDArray[Any], NDArray[Any]]:

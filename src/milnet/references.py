@@ -22,7 +22,7 @@ from torch import Tensor
 
 from milnet.annotations import IntArray
 from milnet.errors import NumericError, UsageError
-from milnet.features import stored_rows
+from milnet.features import stored_rows, torch_threads
 
 Similarity = Literal["cosine", "l2"]
 SAME_PHOTO = 0.97  # cosine above which two photos count as the same one
@@ -244,20 +244,23 @@ def _search_block(
             torch.mm(q, tile, out=rough)
         else:
             torch.addmm(-pool.half_squares[start:stop], q, tile, out=rough)
-        above = _room(space, "above", q, (len(q), stop - start), torch.bool)
-        torch.ge(rough, best.floor[:, None], out=above)
-        # flat positions: pairs of indices take twice as long to find
-        flat = above.view(-1).nonzero()[:, 0]
-        values = rough.view(-1)[flat]
-        rows = torch.div(flat, stop - start, rounding_mode="floor")
-        positions = flat - rows * (stop - start) + start
-        keep = _allowed(q, p, rows, positions, values, error, codes, limit)
-        if keep is not None:
-            rows, positions, values = rows[keep], positions[keep], values[keep]
-        if len(rows):
-            best.add(rows, positions, values)
+        # Only products are worth several threads: after microseconds of work, waiting for a busy core costs more.
+        with torch_threads(1):
+            above = _room(space, "above", q, (len(q), stop - start), torch.bool)
+            torch.ge(rough, best.floor[:, None], out=above)
+            # flat positions: pairs of indices take twice as long to find
+            flat = above.view(-1).nonzero()[:, 0]
+            values = rough.view(-1)[flat]
+            rows = torch.div(flat, stop - start, rounding_mode="floor")
+            positions = flat - rows * (stop - start) + start
+            keep = _allowed(q, p, rows, positions, values, error, codes, limit)
+            if keep is not None:
+                rows, positions, values = rows[keep], positions[keep], values[keep]
+            if len(rows):
+                best.add(rows, positions, values)
         start = stop
-    return best.ranked()
+    with torch_threads(1):
+        return best.ranked()
 
 
 def _room(space: dict[str, Tensor], name: str, like: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

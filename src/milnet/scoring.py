@@ -96,7 +96,7 @@ class Seen:
     pixels: str
 
 
-def _weights(part: Mapping[str, Any], given: str | Path | None, option: str) -> str:
+def where_weights(part: Mapping[str, Any], given: str | Path | None, option: str) -> str:
     """Where the weights of a backbone are: as given, else where they were for the features."""
     source = str(given) if given is not None else str(part["weights"])
     if given is not None or source.startswith("random:") or source == "cached":
@@ -158,11 +158,12 @@ class Scorer:
         how: Any = {
             "offline": offline, "device": device, "batch": batch, "workers": workers, "max_pixels": max_pixels,
         }  # fmt: skip
-        extractor = load_extractor(part["extraction"], _weights(part, weights, "--weights"), pooling=pooling, **how)
+        place = where_weights(part, weights, "--weights")
+        extractor = load_extractor(part["extraction"], place, pooling=pooling, **how)
         if _photo_part(semantic["extraction"]) == _photo_part(part["extraction"]):
             return cls(fitted, extractor, extractor, manifest.digest, device=device)
         second = load_extractor(
-            semantic["extraction"], _weights(semantic, semantic_weights, "--semantic-weights"), **how
+            semantic["extraction"], where_weights(semantic, semantic_weights, "--semantic-weights"), **how
         )
         return cls(fitted, extractor, second, manifest.digest, device=device)
 

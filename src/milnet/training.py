@@ -62,8 +62,8 @@ class Batch:
 class Samples:
     """n photos with their references, served as batches of tensors.
 
-    `nodes` [M, D] (or maps [M, 25, D]) with the photos at `rows` [n]; `references` into `pool` or None; `targets` [n, S]
-    or None. Each batch reads the rows it needs once, in ascending order.
+    `nodes` [M, D] (or maps [M, 25, D]) with the photos at `rows` [n]; `references` into `pool` or None; `targets`
+    [n, S] or None. Each batch reads the rows it needs once, in ascending order.
     """
 
     def __init__(

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from milnet.cli import data, learn, numbers, use  # noqa: F401  (each registers its commands, in the order of --help)
+# Each registers its commands: the order is that of --help.
+# isort: off
+from milnet.cli import data  # noqa: F401
+from milnet.cli import numbers  # noqa: F401
+from milnet.cli import train  # noqa: F401
+from milnet.cli import test  # noqa: F401
+from milnet.cli import measure  # noqa: F401
+from milnet.cli import use  # noqa: F401
+
+# isort: on
 from milnet.cli.common import app, main
 
 __all__ = ["app", "main"]

@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -44,9 +45,14 @@ Data = Annotated[Path, typer.Argument(help="DATA folder, as `milnet import` made
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Semantic = Annotated[str | None, typer.Option(help="Features for retrieval, NAME[:range].", show_default="NAME:last")]
 Nodes = Annotated[str | None, typer.Option(help="Features for the network, NAME[:range].", show_default="NAME:taps")]
+Stored = Annotated[
+    str | None,
+    typer.Option("--references", help="References found before, by name.", show_default="those that fit, else none"),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
 ]
+RecipeName = Annotated[str, typer.Option("--recipe", help="single | published | reducer | milnet | FILE.toml")]
 Group = Annotated[
     str | None,
     typer.Option(help="Column whose photos stay together and do not consult each other.", show_default=False),
@@ -151,6 +157,11 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def command_line() -> str:
+    """The command as it was typed, for results and manifests."""
+    return shlex.join(["milnet", *sys.argv[1:]])
 
 
 def training_side(context: Context, table: Table, features: FeatureSet, split: str | None) -> tuple[IntArray, IntArray]:

@@ -345,6 +345,13 @@ def references(
     ] = None,
     semantic: Semantic = None,
     similarity: Annotated[str, typer.Option(help="cosine | l2")] = "cosine",
+    published: Annotated[
+        list[Path] | None,
+        typer.Option(help="Read the published code's lists (*_refer_100.txt) instead.", show_default=False),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="With --published: list defective lines and go on without them.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the store.", show_default="from the options")] = None,
     overwrite: Overwrite = False,
 ) -> Mapping[str, Any]:
@@ -355,6 +362,10 @@ def references(
     from milnet.pool import make_store
     from milnet.splits import training_rows
 
+    if published:
+        return _published_references(
+            context, data, published, k, plain_name(name or "published", "--name"), keep_going, overwrite
+        )
     device = context.compute_device()
     if similarity not in ("cosine", "l2"):
         raise UsageError(f"--similarity {similarity}: expected cosine or l2")
@@ -384,4 +395,30 @@ def references(
     )
     if counts["short"]:
         context.say(f"{counts['short']:,} photos have fewer than {k} possible references")
+    return {"references": str(folder), "digest": manifest.digest, **counts}
+
+
+def _published_references(
+    context: Context, data: Path, lists: list[Path], k: int, name: str, keep_going: bool, overwrite: bool
+) -> Mapping[str, Any]:
+    """A store of the published lists, which train and evaluate use when they are named: --references NAME."""
+    from milnet.annotations import Problems, load_table
+    from milnet.published_files import make_published_store
+
+    table, _ = load_table(data)
+    folder, problems = data / "references" / name, Problems(keep_going=keep_going)
+    with context.progress() as progress:
+        manifest = make_published_store(
+            table, lists, folder, count=k, problems=problems, overwrite=overwrite, progress=progress
+        )
+    for problem in problems.found:
+        context.warn(f"skipped: {problem}")
+    context.failed = bool(problems.found)
+    counts = manifest.counts
+    context.say(
+        f"{folder}: {counts['photos']:,} photos with {k} references among {counts['pool']:,}, as published (ranks, no "
+        f"similarities), digest {manifest.digest[:12]}; used by name: --references {name}"
+    )
+    if counts["itself"]:
+        context.say(f"{counts['itself']:,} photos stood among their own references: dropped there")
     return {"references": str(folder), "digest": manifest.digest, **counts}

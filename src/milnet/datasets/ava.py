@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -60,6 +60,51 @@ class AvaOptions:
     train_list: Path | None = None  # the ids of the training photos
     test_list: Path | None = None  # the ids of the test photos
     images: Path | None = None  # folder of the photos ID.jpg; else `images/` beside the labels, when it is there
+
+
+def seed_layout(root: Path, protocol: Protocol) -> tuple[Path, AvaOptions]:
+    """Labels and options for `read_ava` from a folder laid out as the project page has it, with N 19928 or 19998.
+
+        ROOT/N_aesthetic_image_list/   AVA_N.txt  train_N.txt  test_N.txt     (or these three in ROOT)
+        ROOT/images/                   ID.jpg                                 (or image/, the list folder, ROOT)
+
+    The page prints `test_19998.txt` in the folder of 19928 too: it is taken there when there is no `test_19928.txt`.
+    The names of AVA's release are found as well. Raises UsageError when something is not there.
+    """
+    if not root.is_dir():
+        raise UsageError(f"--dataroot {root}: there is no such folder")
+    below = root / f"{protocol}_aesthetic_image_list"
+    folders = [folder for folder in (below, root) if folder.is_dir()]
+
+    def first(names: Sequence[str], what: str, *, needed: bool = True) -> Path | None:
+        for folder in folders:
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+        if needed:
+            places = " or ".join(str(folder) for folder in folders)
+            raise UsageError(f"expected {what} in {places} as {' or '.join(names)}")
+        return None
+
+    labels = first((f"AVA_{protocol}.txt", *_LABELS), "the labels")
+    assert labels is not None
+    tests = (f"test_{protocol}.txt", *_TEST[protocol], "test_19998.txt")
+    trains = (f"train_{protocol}.txt", *_TRAIN[protocol])
+    places = [root / "images", root / "image", *folders]
+    photos = next((place for place in places if place.is_dir() and any(_photos(place))), None)
+    if photos is None:
+        raise UsageError(f"expected photos ID.jpg in {root}/images")
+    options = AvaOptions(
+        labels=None,
+        train_list=first(trains, "the list of training photos", needed=protocol == "19998"),
+        test_list=first(tests, "the list of test photos"),
+        images=photos,
+    )
+    return labels, options
+
+
+def _photos(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.suffix.lower() == ".jpg")
 
 
 @dataclass

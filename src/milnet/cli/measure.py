@@ -1,10 +1,8 @@
-"""train, evaluate, crossvalidate, convert: from numbers to a model and honest figures about it."""
+"""evaluate, crossvalidate, convert: honest figures about a model or a recipe."""
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,21 +17,18 @@ from milnet.cli.common import (
     Group,
     Nodes,
     Overwrite,
-    Resume,
-    Seed,
+    RecipeName,
     Semantic,
     Settings,
+    Stored,
     command,
-    run_folder,
-    training_side,
+    command_line,
 )
-from milnet.cli.numbers import digest_rows
-from milnet.errors import ArtifactError, MilnetError, UsageError
+from milnet.errors import UsageError
 
 if TYPE_CHECKING:
     from milnet.annotations import Table
 
-RecipeName = Annotated[str, typer.Option("--recipe", help="single | published | reducer | milnet | FILE.toml")]
 Threshold = Annotated[
     float | None, typer.Option(help="A good photo has at least this score.", show_default="the data set's")
 ]
@@ -41,90 +36,6 @@ Side = Annotated[
     str | None, typer.Option(help=">= or >: whether the threshold itself is good.", show_default="the data set's")
 ]
 _SHOWN = ("srcc", "plcc", "krcc", "accuracy", "mse", "emd1", "emd2")
-
-
-@command("train")
-def train(
-    context: Context,
-    data: Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)],
-    recipe: RecipeName = "published",
-    settings: Settings = None,
-    split: Annotated[
-        str | None, typer.Option(help="Value of the column `split` to train on.", show_default="train")
-    ] = None,
-    group: Group = None,
-    seed: Seed = 0,
-    semantic: Semantic = None,
-    nodes: Nodes = None,
-    resume: Resume = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard curves beside the model.")
-    ] = False,
-    overwrite: Overwrite = False,
-) -> Mapping[str, Any]:
-    """Train a recipe on DATA; the training photos become the model's pool."""
-    import torch
-
-    from milnet.annotations import load_table
-    from milnet.checkpoints import save_model
-    from milnet.features import load_feature_set
-    from milnet.pool import find_store
-    from milnet.recipe import load_recipe
-    from milnet.recipes import fit
-    from milnet.splits import Split, training_rows
-    from milnet.training import Run, write_tensorboard
-
-    device = context.compute_device()
-    if output.exists() and not overwrite:
-        raise ArtifactError(f"{output} exists already: choose another name, or pass --overwrite to replace it")
-    chosen = load_recipe(recipe, settings or [])
-    table, manifest = load_table(data)
-    features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
-    if group is not None:
-        table.column(group)
-    rows, tested = training_side(context, table, features, split)
-    folder = run_folder(output, resume=resume, overwrite=overwrite)
-    identity = {
-        "recipe": asdict(chosen),
-        "data": manifest.digest,
-        "features": {role: part["digest"] for role, part in features.config.items()},
-        "rows": digest_rows(rows),
-        "group": group,
-        "seed": seed,
-        "device": device,
-        "torch": torch.__version__,
-    }
-    run = Run(folder, identity)
-    began = time.monotonic()
-    store = find_store(data, features, training_rows(table), group)
-    try:
-        with context.progress() as progress:
-            how: Any = {"device": device, "run": run, "store": store, "calibrate": True, "progress": progress}
-            model = fit(chosen, table, features, Split(rows, tested, group), seed, **how)
-    except MilnetError:
-        run.remove_if_empty()
-        raise
-    model.inputs = {**model.inputs, "data": manifest.digest}
-    saved = save_model(model, output, overwrite=overwrite, notes={"command": command_line()})
-    if tensorboard:
-        write_tensorboard(run, output.with_name(output.name + ".tensorboard"))
-    run.remove()
-    best = model.history[model.epochs - 1]
-    context.say(
-        f"{output}: {model.recipe.name} on {len(model.pool):,} photos, {model.epochs} epochs, "
-        f"{sum(p.numel() for p in model.network.parameters()):,} parameters, {time.monotonic() - began:.1f} s, "
-        f"digest {saved.digest[:12]}"
-    )
-    context.say(f"validation while choosing the epochs: SRCC {best['srcc']:.3f}, EMD2 {best['emd2']:.4f} (optimistic)")
-    return {
-        "model": str(output),
-        "digest": saved.digest,
-        "recipe": asdict(model.recipe),
-        "epochs": model.epochs,
-        "pool": len(model.pool),
-        "validation": best,
-    }
 
 
 @command("evaluate")
@@ -140,6 +51,7 @@ def evaluate_(
     side: Side = None,
     semantic: Semantic = None,
     nodes: Nodes = None,
+    references: Stored = None,
 ) -> Mapping[str, Any]:
     """Measure a model on photos that no trained part has seen; refuses the others."""
     import numpy as np
@@ -149,6 +61,7 @@ def evaluate_(
     from milnet.checkpoints import load_model
     from milnet.evaluation import evaluate, note_look
     from milnet.features import load_feature_set
+    from milnet.pool import find_store
     from milnet.published import beside_pool
     from milnet.results import check_results_path, make_results, predictions_path, write_predictions, write_results
     from milnet.splits import training_rows
@@ -166,7 +79,10 @@ def evaluate_(
         context.warn(f"photos seen in training: {manifest.config['seen']}; a leak cannot be checked")
     else:
         fitted, _ = load_model(model, device=device)
-    predictions = evaluate(fitted, table, features, rows, split=split, device=device)
+    store = None
+    if references is not None:
+        store = find_store(data, features, training_rows(table), fitted.group, references)
+    predictions = evaluate(fitted, table, features, rows, split=split, store=store, device=device)
     looks = note_look(data, manifest.digest, split, predictions.rows)
     results = make_results(
         "evaluation",
@@ -216,6 +132,7 @@ def crossvalidate_(
     side: Side = None,
     semantic: Semantic = None,
     nodes: Nodes = None,
+    references: Stored = None,
 ) -> Mapping[str, Any]:
     """Predict each fold by a model trained on the others. With -o, the same command goes on where it was stopped."""
     import numpy as np
@@ -262,7 +179,7 @@ def crossvalidate_(
         if len(split_sets) > 10:
             context.say(f"  and {len(split_sets) - 10:,} more, see same_photos in the results")
     run = None if output is None else output.with_name(output.name + ".run")
-    store = find_store(data, features, np.arange(len(table)), chosen.group)
+    store = find_store(data, features, np.arange(len(table)), chosen.group, references)
     began = time.monotonic()
     with context.progress() as progress:
         shared = {"device": device, "run": run, "same": same, "store": store, "progress": progress}
@@ -358,11 +275,6 @@ def _judged(table: Table, threshold: float | None, side: str | None) -> Table:
 def _few(ids: Sequence[str], limit: int = 10) -> str:
     """Some ids, and how many more there are."""
     return ", ".join(ids[:limit]) + (f" and {len(ids) - limit:,} more" if len(ids) > limit else "")
-
-
-def command_line() -> str:
-    """The command as it was typed, for results and manifests."""
-    return shlex.join(["milnet", *sys.argv[1:]])
 
 
 def show_metrics(context: Context, rows: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, Any]) -> None:
