@@ -207,16 +207,17 @@ def search_blocks(
     wanted = np.arange(len(queries)) if query_rows is None else np.asarray(query_rows, np.int64)
     if not len(wanted):
         return
-    held = _Pool.read(
-        pool, np.arange(len(pool)) if pool_rows is None else np.asarray(pool_rows, np.int64), similarity, device
-    )
+    chosen = np.arange(len(pool)) if pool_rows is None else np.asarray(pool_rows, np.int64)
+    with torch_threads(1):  # as below
+        held = _Pool.read(pool, chosen, similarity, device)
     codes = [(e.query, torch.from_numpy(e.pool).to(device)) for e in exclude]
     limit = near_duplicate if similarity == "cosine" else None
     order = _ascending(wanted)
     space: dict[str, Tensor] = {}
     for start in range(0, len(order), block):
         places = order[start : start + block]
-        q = _read(queries, wanted[places], similarity).to(device)
+        with torch_threads(1):
+            q = _read(queries, wanted[places], similarity).to(device)
         own = [(torch.from_numpy(query[places]).to(device), theirs) for query, theirs in codes]
         yield places, _search_block(q, held, k, own, similarity, limit, space)
 
