@@ -229,7 +229,7 @@ def load_feature_set(data: Path, table: Table, *, semantic: str | None = None, n
         ("nodes", second, nodes_range, spans[1]),
     ):
         extraction = dict(features.manifest.config)
-        if features.reducer is None:
+        if "reducer" not in extraction:
             extraction.pop("wide", None)  # maps that lie beside them: no part of what the features are
         config[role] = {
             "name": f"{features.name}:{span_name}",

@@ -40,6 +40,7 @@ class Chain:
     semantic_weights: str = "cached"
     maps: str = "auto"
     size: int | None = None
+    reduce: tuple[str, ...] = ()  # settings of the reducer
 
 
 def ready_data(context: Context, dataset: str, dataroot: Path, data: Path) -> Path:
@@ -74,6 +75,8 @@ def ready_features(context: Context, data: Path, chain: Chain) -> tuple[str, str
     from milnet.cli.numbers import features, reduce
 
     semantic, nodes = (name.replace("/", "-") for name in (chain.semantic_backbone, chain.backbone))
+    if semantic == nodes and chain.weights != chain.semantic_weights:
+        raise UsageError(f"{chain.backbone} cannot have two sets of weights: {chain.weights}, {chain.semantic_weights}")
     maps = _maps(context, data, chain)
     wide = maps if maps in ("float16", "int8") else None
     if not finished(data, nodes):
@@ -85,7 +88,7 @@ def ready_features(context: Context, data: Path, chain: Chain) -> tuple[str, str
     reduced = f"{nodes}-reduced"
     if not finished(data, reduced):
         stream = {"stream": True, "weights": chain.weights} if wide is None else {}
-        plain(reduce)(context, data, features=nodes, resume=True, **stream)
+        plain(reduce)(context, data, features=nodes, settings=list(chain.reduce), resume=True, **stream)
     return semantic, reduced
 
 

@@ -69,6 +69,12 @@ def train(
             rich_help_panel=WITH,
         ),
     ] = "auto",
+    reduce_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reduce-set", metavar="FIELD=VALUE", help="Change a field of the reducer.", rich_help_panel=WITH
+        ),
+    ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="As in `features`, of the node features.", rich_help_panel=WITH)
     ] = None,
@@ -81,7 +87,7 @@ def train(
             raise UsageError("expected either DATA, or --dataset NAME and --dataroot DIR")
         if semantic is not None or nodes is not None:
             raise UsageError("--semantic and --nodes go with DATA; with --dataset the backbones decide")
-        chain = Chain(backbone, weights, semantic_backbone, semantic_weights, maps, size)
+        chain = Chain(backbone, weights, semantic_backbone, semantic_weights, maps, size, tuple(reduce_settings or ()))
         options = {
             "recipe": recipe, "settings": settings, "split": split, "group": group, "seed": seed,
             "references": references, "tensorboard": tensorboard,
