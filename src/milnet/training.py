@@ -232,6 +232,14 @@ class Run:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
+    def waited(self) -> float:
+        """Share of the time of all epochs that was spent waiting for batches, by `log.jsonl`."""
+        path = None if self.folder is None else self.folder / "log.jsonl"
+        if path is None or not path.exists():
+            return 0.0
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return float(sum(line["loading"] for line in lines) / max(sum(line["seconds"] for line in lines), 1e-9))
+
     def remove_if_empty(self) -> None:
         """Remove the folder when nothing worth resuming is in it: the training was refused before it began."""
         if self.folder is not None and not self.results and not (self.folder / "state.pt").exists():

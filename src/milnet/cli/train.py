@@ -140,11 +140,13 @@ def train(
     saved = save_model(model, output, overwrite=overwrite, notes={"command": command_line()})
     if tensorboard:
         write_tensorboard(run, output.with_name(output.name + ".tensorboard"))
+    waited = run.waited()
     run.remove()
     best = model.history[model.epochs - 1]
     context.say(
         f"{output}: {model.recipe.name} on {len(model.pool):,} photos, {model.epochs} epochs, "
-        f"{sum(p.numel() for p in model.network.parameters()):,} parameters, {time.monotonic() - began:.1f} s, "
+        f"{sum(p.numel() for p in model.network.parameters()):,} parameters, {time.monotonic() - began:.1f} s"
+        f"{f' ({waited:.1%} of the training spent waiting for data)' if waited > 0.01 else ''}, "
         f"digest {saved.digest[:12]}"
     )
     context.say(f"validation while choosing the epochs: SRCC {best['srcc']:.3f}, EMD2 {best['emd2']:.4f} (optimistic)")
