@@ -15,7 +15,7 @@ ORDER = [
     "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
     "features", "pickles", "mlsp", "backbones", "extraction", "references", "pool", "published_files", "model",
     "losses", "metrics", "training", "recipe", "recipes", "checkpoints", "reduction", "published", "results",
-    "evaluation", "scoring", "library", "outputs", "cli", "__main__",
+    "evaluation", "figures", "scoring", "library", "outputs", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
     "import",
@@ -27,6 +27,7 @@ COMMANDS = [
     "evaluate",
     "crossvalidate",
     "convert",
+    "figures",
     "score",
     "info",
     "doctor",

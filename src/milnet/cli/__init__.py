@@ -9,6 +9,7 @@ from milnet.cli import numbers  # noqa: F401
 from milnet.cli import train  # noqa: F401
 from milnet.cli import test  # noqa: F401
 from milnet.cli import measure  # noqa: F401
+from milnet.cli import figures  # noqa: F401
 from milnet.cli import use  # noqa: F401
 
 # isort: on

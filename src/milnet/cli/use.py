@@ -134,13 +134,18 @@ def doctor(context: Context) -> Mapping[str, Any]:
 
     packages: dict[str, str | None] = {}
     for package in ("torch", "accelerate", "safetensors", "numpy", "scipy", "polars", "pillow", "timm", "torchvision",
-                    "tensorboard"):  # fmt: skip
+                    "tensorboard", "matplotlib"):  # fmt: skip
         try:
             packages[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             packages[package] = None
     trouble: list[str] = []
-    for package, extra in (("timm", "timm"), ("torchvision", "timm"), ("tensorboard", "tensorboard")):
+    for package, extra in (
+        ("timm", "timm"),
+        ("torchvision", "timm"),
+        ("tensorboard", "tensorboard"),
+        ("matplotlib", "plots"),
+    ):
         if packages[package] is None:
             trouble.append(f"{package} is missing (optional): pip install 'milnet[{extra}]'")
     backbones = "not installed"
