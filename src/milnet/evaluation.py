@@ -21,7 +21,7 @@ from milnet.metrics import check_distributions
 from milnet.pool import Store, refuse_seen
 from milnet.recipe import Recipe
 from milnet.recipes import Model, fit, require_maps
-from milnet.references import same_photo_limit
+from milnet.references import References, same_photo_limit
 from milnet.results import Predictions
 from milnet.splits import Folds, Split
 from milnet.training import Run
@@ -51,6 +51,49 @@ def find_same_photos(table: Table, features: FeatureSet) -> SamePhotos:
     return SamePhotos(pairs, tuple(tuple(part.tolist()) for part in parts if len(part) > 1))
 
 
+def find_references(
+    model: Model,
+    table: Table,
+    features: FeatureSet,
+    rows: IntArray,
+    *,
+    store: Store | None = None,
+    device: str = "cpu",
+) -> References | None:
+    """The references in the model's pool of rows of a table; none is the photo itself. None where none are consulted.
+
+    `store`: references of the table, found before. Raises UsageError when the model's pool is not from that table.
+    """
+    if not model.uses_references:
+        return None
+    own = table.name == model.table_name
+    if store is not None:
+        at = rows_of_pool(model, table)
+        if at is None:
+            raise UsageError("these references belong to another table than the model's pool: evaluate without them")
+        model = replace(model, pool=replace(model.pool, table_rows=at))
+    return model.find(
+        features.semantic,
+        rows=rows,
+        store=store,
+        ids=[table.ids[row] for row in rows] if own else None,
+        pixels=[features.pixels[row] for row in rows],
+        groups=[table.column(model.group)[row] for row in rows]
+        if own and model.group and model.group in table.columns
+        else None,
+        device=device,
+    )
+
+
+def rows_of_pool(model: Model, table: Table) -> IntArray | None:
+    """The row of `table` of each pool photo, [P]; None when the pool has photos that are not there."""
+    if table.name != model.table_name:
+        return None
+    row_of = {id_: row for row, id_ in enumerate(table.ids)}
+    found = np.array([row_of.get(id_, -1) for id_ in model.pool.ids], np.int64)
+    return None if (found < 0).any() else found
+
+
 def predict_rows(
     model: Model,
     table: Table,
@@ -61,19 +104,7 @@ def predict_rows(
     device: str = "cpu",
 ) -> FloatArray:
     """Distributions [n, S] of rows of a table, beside the model's pool; none consults itself."""
-    references = None
-    if model.uses_references:
-        references = model.find(
-            features.semantic,
-            rows=rows,
-            store=store,
-            ids=[table.ids[row] for row in rows] if table.name == model.table_name else None,
-            pixels=[features.pixels[row] for row in rows],
-            groups=[table.column(model.group)[row] for row in rows]
-            if model.group and model.group in table.columns and table.name == model.table_name
-            else None,
-            device=device,
-        )
+    references = find_references(model, table, features, rows, store=store, device=device)
     p = model.predict(model.numbers(features, rows, device=device), references, device=device)
     check_distributions(p)
     return p
@@ -195,12 +226,6 @@ def evaluate(
     if not len(usable):
         raise UsageError(f"no photo of the split {split!r} could be read")
     refuse_seen(table, features, usable, model.seen, "the model")
-    if store is not None:
-        row_of = {id_: row for row, id_ in enumerate(table.ids)} if table.name == model.table_name else {}
-        rows_of_pool = np.array([row_of.get(id_, -1) for id_ in model.pool.ids], np.int64)
-        if (rows_of_pool < 0).any():
-            raise UsageError("these references belong to another table than the model's pool: evaluate without them")
-        model = replace(model, pool=replace(model.pool, table_rows=rows_of_pool))
     p = predict_rows(model, table, features, usable, store=store, device=device)
     return Predictions(usable, np.zeros(len(usable), np.int64), (split,), (model.seed,), p[None])
 

@@ -28,11 +28,12 @@ from PIL import Image
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.artifacts import atomic_path
 from milnet.errors import ImageError, MissingExtraError, UsageError
+from milnet.evaluation import find_references
 from milnet.features import FeatureSet
 from milnet.images import open_photo
 from milnet.metrics import Task, emd_rows
+from milnet.pool import Store
 from milnet.recipes import Model
-from milnet.references import References
 from milnet.results import Predictions
 
 if TYPE_CHECKING:
@@ -125,7 +126,14 @@ def choose(table: Table, predictions: Predictions, count: int) -> dict[str, IntA
 
 
 def make_sheets(
-    model: Model, table: Table, features: FeatureSet, predictions: Predictions, count: int = 6, *, device: str = "cpu"
+    model: Model,
+    table: Table,
+    features: FeatureSet,
+    predictions: Predictions,
+    count: int = 6,
+    *,
+    store: Store | None = None,
+    device: str = "cpu",
 ) -> list[Sheet]:
     """The best, worst and most disagreed `count` of the predicted photos, with the references the model consulted.
 
@@ -136,7 +144,7 @@ def make_sheets(
     places = np.unique(np.concatenate(list(chosen.values())))
     true, predicted = table.distributions[predictions.rows], predictions.distributions[0]
     distance = emd_rows(true, predicted, 2)
-    found = _references(model, table, features, predictions.rows[places], device)
+    found = find_references(model, table, features, predictions.rows[places], store=store, device=device)
     own_photos = table.name == model.table_name
     row_of = {id_: row for row, id_ in enumerate(table.ids)} if own_photos and found is not None else {}
 
@@ -155,21 +163,6 @@ def make_sheets(
             table.ids[row], true[place], predicted[place], float(distance[place]), references, _file(table, row)
         )
     return [Sheet(name, tuple(shown[int(place)] for place in chosen[name]), len(predictions.rows)) for name in SHEETS]
-
-
-def _references(model: Model, table: Table, features: FeatureSet, rows: IntArray, device: str) -> References | None:
-    """The references of rows as `evaluation.predict_rows` finds them: a search does not depend on the other rows."""
-    own = table.name == model.table_name
-    return model.find(
-        features.semantic,
-        rows=rows,
-        ids=[table.ids[row] for row in rows] if own else None,
-        pixels=[features.pixels[row] for row in rows],
-        groups=[table.column(model.group)[row] for row in rows]
-        if own and model.group and model.group in table.columns
-        else None,
-        device=device,
-    )
 
 
 def _file(table: Table, row: int) -> Path | None:

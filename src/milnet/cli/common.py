@@ -29,7 +29,10 @@ from milnet.version import __version__
 
 if TYPE_CHECKING:
     from milnet.annotations import IntArray, Table
+    from milnet.artifacts import Manifest
     from milnet.features import FeatureSet
+    from milnet.pool import Store
+    from milnet.recipes import Model
 
 app = typer.Typer(
     name="milnet",
@@ -180,6 +183,57 @@ def training_side(context: Context, table: Table, features: FeatureSet, split: s
     if unreadable:
         context.warn(f"{unreadable:,} training photos have no features and take no part")
     return rows, tested
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model and the photos it is measured on."""
+
+    model: Model
+    digest: str  # of the MODEL folder
+    seen: Any  # what its trained parts have seen, in words
+    table: Table
+    data: Manifest
+    features: FeatureSet
+    rows: IntArray
+    store: Store | None
+
+
+def load_measured(
+    context: Context,
+    model: Path,
+    data: Path,
+    split: str,
+    *,
+    semantic: str | None,
+    nodes: str | None,
+    references: str | None,
+) -> Measured:
+    """What `evaluate` and `figures` begin with: a MODEL or a converted checkpoint, and a split of DATA."""
+    import numpy as np
+
+    from milnet.annotations import load_table
+    from milnet.artifacts import read_manifest
+    from milnet.checkpoints import load_model
+    from milnet.evaluation import rows_of_pool
+    from milnet.features import load_feature_set
+    from milnet.pool import find_store
+    from milnet.published import beside_pool
+    from milnet.splits import training_rows
+
+    table, data_manifest = load_table(data)
+    features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
+    rows = np.arange(len(table)) if split == "all" else table.rows_where("split", split)
+    manifest = read_manifest(model, "model")
+    if "checkpoint" in manifest.inputs:
+        fitted = beside_pool(model, table, features, training_rows(table))
+        context.warn(f"photos seen in training: {manifest.config['seen']}; a leak cannot be checked")
+    else:
+        fitted, _ = load_model(model, device=context.compute_device())
+    store = None
+    if references is not None or rows_of_pool(fitted, table) is not None:
+        store = find_store(data, features, training_rows(table), fitted.group, references)
+    return Measured(fitted, manifest.digest, manifest.config.get("seen"), table, data_manifest, features, rows, store)
 
 
 def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Path:

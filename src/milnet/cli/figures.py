@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, Data, Nodes, Overwrite, Semantic, command
+from milnet.cli.common import Context, Data, Nodes, Overwrite, Semantic, Stored, command, load_measured
 from milnet.errors import ImageError, UsageError
 
 
@@ -24,18 +24,13 @@ def figures(
     format_: Annotated[str, typer.Option("--format", help="png | pdf | svg")] = "png",
     semantic: Semantic = None,
     nodes: Nodes = None,
+    references: Stored = None,
     overwrite: Overwrite = False,
 ) -> Mapping[str, Any]:
     """Draw the best, worst and most disagreed test photos beside their references, the scores, the learning curves."""
     from dataclasses import replace
 
-    import numpy as np
-
-    from milnet.annotations import load_table
-    from milnet.artifacts import read_manifest
-    from milnet.checkpoints import load_model
     from milnet.evaluation import evaluate, note_look
-    from milnet.features import load_feature_set
     from milnet.figures import (
         FORMATS,
         NUMBERS,
@@ -50,8 +45,6 @@ def figures(
         write_numbers,
     )
     from milnet.metrics import Task
-    from milnet.published import beside_pool
-    from milnet.splits import training_rows
 
     if format_ not in FORMATS:
         raise UsageError(f"--format {format_}: expected {', '.join(FORMATS)}")
@@ -60,22 +53,15 @@ def figures(
     check_folder(output, overwrite=overwrite)
     require_matplotlib()
     device = context.compute_device()
-    table, _ = load_table(data)
-    features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
-    rows = np.arange(len(table)) if split == "all" else table.rows_where("split", split)
-    manifest = read_manifest(model, "model")
-    if "checkpoint" in manifest.inputs:
-        fitted = beside_pool(model, table, features, training_rows(table))
-        context.warn(f"photos seen in training: {manifest.config['seen']}; a leak cannot be checked")
-    else:
-        fitted, _ = load_model(model, device=device)
-    predictions = evaluate(fitted, table, features, rows, split=split, device=device)
-    looks = note_look(data, manifest.digest, split, predictions.rows)
+    it = load_measured(context, model, data, split, semantic=semantic, nodes=nodes, references=references)
+    fitted, table, features = it.model, it.table, it.features
+    predictions = evaluate(fitted, table, features, it.rows, split=split, store=it.store, device=device)
+    looks = note_look(data, it.digest, split, predictions.rows)
     if images is not None:
         table = replace(table, image_root=images)  # only now: features belong to the table as it was imported
 
     about = f"{fitted.recipe.name} on {table.name}, split {split}"
-    sheets = make_sheets(fitted, table, features, predictions, count, device=device)
+    sheets = make_sheets(fitted, table, features, predictions, count, store=it.store, device=device)
     output.mkdir(parents=True, exist_ok=True)
     write_numbers(output / NUMBERS, sheets, table.values)  # first: it is what says that this folder is ours
     written, failed = [output / NUMBERS], dict[str, ImageError]()
@@ -98,7 +84,7 @@ def figures(
             )
             write_figure(draw_curves(fitted.history, fitted.epochs, told), written[-1])
 
-    skipped = len(rows) - len(predictions.rows)
+    skipped = len(it.rows) - len(predictions.rows)
     context.say(
         f"{fitted.recipe.name} on {len(predictions.rows):,} photos of {table.name}, split {split}"
         + (f"; {skipped:,} without features left out" if skipped else "")

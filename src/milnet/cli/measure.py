@@ -23,6 +23,7 @@ from milnet.cli.common import (
     Stored,
     command,
     command_line,
+    load_measured,
 )
 from milnet.errors import UsageError
 
@@ -54,52 +55,32 @@ def evaluate_(
     references: Stored = None,
 ) -> Mapping[str, Any]:
     """Measure a model on photos that no trained part has seen; refuses the others."""
-    import numpy as np
-
-    from milnet.annotations import load_table
-    from milnet.artifacts import read_manifest
-    from milnet.checkpoints import load_model
     from milnet.evaluation import evaluate, note_look
-    from milnet.features import load_feature_set
-    from milnet.pool import find_store
-    from milnet.published import beside_pool
     from milnet.results import check_results_path, make_results, predictions_path, write_predictions, write_results
-    from milnet.splits import training_rows
 
     if output is not None:
         check_results_path(output)
     device = context.compute_device()
-    table, data_manifest = load_table(data)
-    table = _judged(table, threshold, side)
-    features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
-    rows = np.arange(len(table)) if split == "all" else table.rows_where("split", split)
-    manifest = read_manifest(model, "model")
-    if "checkpoint" in manifest.inputs:
-        fitted = beside_pool(model, table, features, training_rows(table))
-        context.warn(f"photos seen in training: {manifest.config['seen']}; a leak cannot be checked")
-    else:
-        fitted, _ = load_model(model, device=device)
-    store = None
-    if references is not None:
-        store = find_store(data, features, training_rows(table), fitted.group, references)
-    predictions = evaluate(fitted, table, features, rows, split=split, store=store, device=device)
-    looks = note_look(data, manifest.digest, split, predictions.rows)
+    it = load_measured(context, model, data, split, semantic=semantic, nodes=nodes, references=references)
+    fitted, table = it.model, _judged(it.table, threshold, side)
+    predictions = evaluate(fitted, table, it.features, it.rows, split=split, store=it.store, device=device)
+    looks = note_look(data, it.digest, split, predictions.rows)
     results = make_results(
         "evaluation",
         table,
         predictions,
         command=command_line(),
-        data={"name": table.name, "digest": data_manifest.digest, "source": dict(table.source)},
-        features=features.config,
+        data={"name": table.name, "digest": it.data.digest, "source": dict(table.source)},
+        features=it.features.config,
         recipe=asdict(fitted.recipe),
         folds={"label": split, "names": [split]},
         group=fitted.group,
-        extra={"model": manifest.digest, "looks": looks, "seen": manifest.config.get("seen")},
+        extra={"model": it.digest, "looks": looks, "seen": it.seen},
     )
     if output is not None:
         write_results(output, results)
         write_predictions(predictions_path(output), table, predictions)
-    skipped = len(rows) - len(predictions.rows)
+    skipped = len(it.rows) - len(predictions.rows)
     context.say(
         f"{fitted.recipe.name} on {len(predictions.rows):,} photos of {table.name}, split {split}"
         + (f"; {skipped:,} without features left out" if skipped else "")
