@@ -63,13 +63,16 @@ def area_weights(size: int, cells: int = CELLS) -> Tensor:
 
 
 def area_pool(x: Tensor, cells: int = CELLS) -> Tensor:
-    """Mean over `cells` x `cells` equal areas by fractional overlap, [B, C, H, W] -> [B, C, cells, cells]."""
+    """Mean over `cells` x `cells` equal areas by fractional overlap, [B, C, H, W] -> [B, cells, cells, C]."""
     rows, columns = (area_weights(side, cells).to(x) for side in x.shape[2:])
-    pooled: Tensor = rows @ x @ columns.T
+    # Rows first and channels last: two products of few large matrices, with maps as they lie in the memory.
+    y = rows @ x.permute(0, 2, 3, 1).flatten(2)
+    pooled: Tensor = columns @ y.view(len(x), cells, x.shape[3], x.shape[1])
     return pooled
 
 
 def pool_cells(x: Tensor, pooling: Pooling, cells: int = CELLS) -> Tensor:
     """A feature map as its cells, [B, C, H, W] -> [B, cells * cells, C], cell y * cells + x."""
-    pooled = area_pool(x, cells) if pooling == "area" else functional.adaptive_avg_pool2d(x, cells)
-    return pooled.flatten(2).mT
+    if pooling == "area":
+        return area_pool(x, cells).flatten(1, 2)
+    return functional.adaptive_avg_pool2d(x, cells).flatten(2).mT
