@@ -12,8 +12,16 @@ import pytest
 
 import made
 from milnet import evaluation
+from milnet.checkpoints import load_model, save_model
 from milnet.errors import ArtifactError, LeakError, UsageError
-from milnet.evaluation import crossvalidate, evaluate, find_same_photos, note_look
+from milnet.evaluation import (
+    crossvalidate,
+    evaluate,
+    find_references,
+    find_same_photos,
+    note_look,
+    rows_of_pool,
+)
 from milnet.metrics import Task, srcc
 from milnet.pool import find_store, make_store
 from milnet.recipe import Recipe
@@ -182,3 +190,44 @@ def test_results(tmp_path: Path) -> None:
     assert len(frame) == 3 * len(table)
     first = frame.filter((polars.col("photo") == "photo007") & (polars.col("seed") == 1))
     np.testing.assert_allclose(first.select("^p_.*$").to_numpy()[0], predictions.distributions[1, 7], atol=1e-12)
+
+
+def test_a_photo_of_ava_is_known_to_eva() -> None:
+    """EVA's photo ids are AVA's: what a model of the one has seen is refused in a test on the other."""
+    ava = made.table(name="ava")
+    features = made.features(ava)
+    split = Split(np.arange(60), np.arange(60, 90))
+    model = fit(Recipe(width=8, epochs=1, batch=16), ava, features, split, 0)
+    assert model.seen[0][0] == "ava:photo000"
+    eva = replace(ava, name="eva", source={"format": "eva", "ids": "ava"})
+    # other pixels: EVA's photos may have been saved again
+    other = replace(features, pixels=tuple(f"{i + 1000:064x}" for i in range(len(eva))))
+    with pytest.raises(LeakError, match="1 of 2 test photos were seen"):
+        evaluate(model, eva, other, np.array([59, 60]), split="test")
+    evaluate(model, replace(eva, source={}), other, np.array([59, 60]), split="test")
+    trained_there = fit(Recipe(width=8, epochs=1, batch=16), eva, other, split, 0)
+    with pytest.raises(LeakError, match="1 of 2 test photos were seen"):
+        evaluate(trained_there, ava, features, np.array([59, 60]), split="test")
+
+
+def test_references_found_before_are_used_and_belong_to_the_table(tmp_path: Path) -> None:
+    """A store gives what a search gives, for a loaded model too, whose pool has rows of its own."""
+    table = made.table()
+    features = made.features(table)
+    rows = np.arange(0, 60)
+    recipe = Recipe(name="published", model="graph", width=8, depth=1, epochs=1, batch=16)
+    save_model(fit(recipe, table, features, Split(rows[::-1].copy(), np.arange(60, 90)), 0), tmp_path / "model")
+    model, _ = load_model(tmp_path / "model")
+    make_store(table, features, tmp_path / "data" / "references" / "s", 10, pool_rows=rows)
+    store = find_store(tmp_path / "data", features, rows, None)
+    assert store is not None
+    tested = np.arange(60, 90)
+    found = find_references(model, table, features, tested, store=store)
+    searched = find_references(model, table, features, tested)
+    assert found is not None and searched is not None
+    np.testing.assert_array_equal(found.index, searched.index)
+    p = evaluate(model, table, features, tested, split="test", store=store).distributions
+    np.testing.assert_array_equal(p, evaluate(model, table, features, tested, split="test").distributions)
+    assert rows_of_pool(model, replace(table, name="other")) is None
+    with pytest.raises(UsageError, match="belong to another table than the model's pool"):
+        find_references(model, table.take(tested), features, tested, store=store)

@@ -1,0 +1,63 @@
+"""The benchmarks of extraction, of an epoch at AVA's size and of packed maps, tiny: they measure what they say."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import made
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@made.needs_timm
+def test_extraction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extraction: Any = import_module("extraction")
+    made.photo_folder(tmp_path, made.table(6))
+    extraction.main([str(tmp_path), "--backbone", "timm/test_resnet", "--photos", "6", "--rounds", "1", "--wide"])
+    assert "timm/test_resnet wide, batch 4: pipeline" in capsys.readouterr().out
+    extractor = extraction.make("timm/test_resnet", wide=False)
+    files = sorted(tmp_path.glob("*.png"))
+    # what is timed alone are the batches that the pipeline makes: four shapes, one of them twice
+    ready = extraction.batches(extractor, files)
+    assert sorted(tuple(x.shape) for x in ready) == sorted({tuple(x.shape) for x in ready}) and len(ready) == 4
+    by_hand = torch.cat([extractor.backbone(x) for x in ready])
+    streamed = [r.features for r in extractor.stream(enumerate(files))]
+    for features in streamed:
+        assert (by_hand - torch.from_numpy(features)).abs().sum(1).min() < 1e-4
+
+
+def test_an_epoch_at_avas_size_is_resumable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ava_size: Any = import_module("ava_size")
+    epoch: Any = import_module("epoch")
+    ava_size.main(["make", str(tmp_path / "data"), "--photos", "600"])
+    capsys.readouterr()
+    settings = ["--set", "width=8", "--set", "depth=1", "--set", "batch=32"]
+    epoch.main([str(tmp_path / "data"), str(tmp_path / "run"), "--steps", "3", *settings])
+    said = capsys.readouterr().out
+    assert "96 photos, batches of 32 x (1 + 4) x" in said and "loading is" in said and "peak memory" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_packed_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from test_reducer import data_folder, wide_features
+
+    packed: Any = import_module("packed_maps")
+    table = made.table()
+    data_folder(tmp_path / "data", table, wide_features(table))
+    settings = ["--set", "width=16", "--set", "epochs=2", "--set", "batch=16"]
+    packed.main([str(tmp_path / "data"), "--folds", "fold", *settings])
+    lines = capsys.readouterr().out.splitlines()
+    assert "space 58% of float16" in lines[1]
+    moved = [float(line.partition("moved by ")[2].partition(" ")[0]) for line in lines[2:]]
+    assert moved[0] == 0 and 0 <= moved[1] < 0.05 and np.isfinite(moved).all() and len(moved) == 3
