@@ -61,3 +61,23 @@ def test_packed_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "space 58% of float16" in lines[1]
     moved = [float(line.partition("moved by ")[2].partition(" ")[0]) for line in lines[2:]]
     assert moved[0] == 0 and 0 <= moved[1] < 0.05 and np.isfinite(moved).all() and len(moved) == 3
+
+
+def test_one_fold_is_that_of_the_cross_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from milnet.evaluation import crossvalidate
+    from milnet.metrics import srcc
+    from milnet.recipe import load_recipe
+    from milnet.splits import find_folds
+    from test_reducer import data_folder, wide_features
+
+    one_fold: Any = import_module("one_fold")
+    table = made.table()
+    features = wide_features(table)
+    data_folder(tmp_path / "data", table, features)
+    settings = ["width=8", "epochs=2", "batch=16"]
+    options = ["--recipe", "single", "--folds", "fold", "--fold", "1", *(f"--set={x}" for x in settings)]
+    one_fold.main([str(tmp_path / "data"), *options])
+    predictions, _ = crossvalidate(load_recipe("single", settings), table, features, find_folds(table, "fold"), [0])
+    at = predictions.fold == 1
+    expected = srcc(table.scores[predictions.rows[at]], predictions.distributions[0][at] @ table.values)
+    assert f"fold 1, 30 photos: SRCC {expected:.4f}" in capsys.readouterr().out
