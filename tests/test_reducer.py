@@ -221,6 +221,7 @@ def test_crossvalidated_saved_and_loaded(tmp_path: Path) -> None:
     save_model(model, tmp_path / "model")
     again, _ = load_model(tmp_path / "model")
     assert again.reducer_recipe == model.reducer_recipe and again.reducer is not None
+    assert again.reducer_history == model.reducer_history and len(again.reducer_history) == 2
     p, q = (evaluate(m, table, features, split.test, split="test").distributions for m in (model, again))
     np.testing.assert_array_equal(p, q)
     with pytest.raises(UsageError, match="learns from wide maps"):
@@ -293,7 +294,8 @@ def test_reduced_features_carry_their_network_and_what_it_has_seen(tmp_path: Pat
 
     reduced = load_feature_set(tmp_path / "data", table, semantic="made", nodes="reduced")
     assert reduced.nodes.shape == (90, 48) and reduced.maps is None and reduced.reducer == folder
-    network, _ = load_reducer(folder)
+    network, _, history = load_reducer(folder)
+    assert len(history) == 2 and history[0]["epoch"] == 1
     with torch.inference_mode():
         expected = network.reduce(torch.from_numpy(np.array(features.maps[:5])))
     np.testing.assert_allclose(reduced.nodes[:5], expected, rtol=1e-3, atol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 from dataclasses import replace
@@ -189,6 +190,11 @@ def test_the_recipe_milnet_learns_its_reducer_inside(place: Path, tmp_path: Path
     options = ["--recipe", "milnet", *(f"--set={x}" for x in settings), "--semantic", "wide", "--nodes", "wide"]
     assert "milnet on 30 photos" in milnet("train", place / "data", "-o", tmp_path / "model", *options).stdout
     milnet("evaluate", tmp_path / "model", place / "data", "--semantic", "wide", "--nodes", "wide")
+    if importlib.util.find_spec("matplotlib") is not None:
+        where = ["--semantic", "wide", "--nodes", "wide", "-o", tmp_path / "figures", "--count", 2]
+        milnet("figures", tmp_path / "model", place / "data", *where)
+        made_ = {path.name for path in (tmp_path / "figures").iterdir()}
+        assert {"curves.png", "reducer_curves.png", "best.png", "figures.csv"} <= made_
     scores = json.loads(milnet("score", place / "photos", "--model", tmp_path / "model", "--json").stdout)["scores"]
     assert len(scores) == 40 and len(json.loads(scores[0]["references"])) == 4
     results = json.loads(

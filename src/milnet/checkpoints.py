@@ -8,7 +8,7 @@ pool/  ids.txt  pixels.txt  groups.txt  votes.npy [P, S]  semantic.npy [P, Ds]  
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def save_model(
         write_json(building / "log.json", model.history)
         write_lines(building / "seen.txt", seen_lines(model.seen))
         if model.reducer is not None and model.reducer_recipe is not None:
-            save_reducer(model.reducer, model.reducer_recipe, building)
+            save_reducer(model.reducer, model.reducer_recipe, model.reducer_history, building)
         _save_pool(model, building / "pool")
         return finish_model(
             building,
@@ -82,11 +82,11 @@ def save_model(
         )
 
 
-def save_reducer(reducer: Reducer, recipe: Recipe, folder: Path, name: str = "reducer") -> None:
-    """Write NAME.safetensors and NAME.json, which `recipes.load_reducer` reads."""
-    save_file(contiguous_state(reducer), folder / f"{name}.safetensors")
+def save_reducer(reducer: Reducer, recipe: Recipe, history: Sequence[Mapping[str, float]], folder: Path) -> None:
+    """Write reducer.safetensors and reducer.json, which `recipes.load_reducer` reads."""
+    save_file(contiguous_state(reducer), folder / "reducer.safetensors")
     sizes = {"channels": reducer.standardise.mean.shape[0], "values": bins(reducer)}
-    write_json(folder / f"{name}.json", {"recipe": asdict(recipe), **sizes})
+    write_json(folder / "reducer.json", {"recipe": asdict(recipe), **sizes, "history": list(history)})
 
 
 def bins(reducer: Reducer) -> int:
@@ -203,7 +203,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         inputs=manifest.inputs,
     )
     if "reducer.safetensors" in manifest.files:
-        model.reducer, model.reducer_recipe = load_reducer(folder)
+        model.reducer, model.reducer_recipe, model.reducer_history = load_reducer(folder)
     return model, manifest
 
 

@@ -17,7 +17,7 @@ reducer that has not learned from the set-aside photos, and each network of step
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Model:
     inputs: Mapping[str, str]
     reducer: Reducer | None = None
     reducer_recipe: Recipe | None = None
+    reducer_history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def node_features(self) -> Mapping[str, Any]:
@@ -175,17 +176,18 @@ def reduce_into(
                 progress(min(start + _REDUCED_AT_ONCE, len(rows)), len(rows), "photos reduced")
 
 
-def load_reducer(folder: Path, name: str = "reducer") -> tuple[Reducer, Recipe]:
-    """The reducer that a folder holds as NAME.safetensors and NAME.json (its recipe and sizes)."""
+def load_reducer(folder: Path) -> tuple[Reducer, Recipe, list[dict[str, float]]]:
+    """The reducer that a folder holds, its recipe, and the lines of its epochs while their number was chosen."""
     try:
-        data = read_json(folder / f"{name}.json")
+        data = read_json(folder / "reducer.json")
         recipe = Recipe.of(data["recipe"])
         network = make_network(recipe, int(data["channels"]), int(data["values"]), 0)
-        network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        network.load_state_dict(load_file(folder / "reducer.safetensors"))
+        history: list[dict[str, float]] = data["history"]
     except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
         raise ArtifactError(f"the reducer in {folder} does not hold together ({error}): make it again") from error
     assert isinstance(network, Reducer)
-    return network.eval(), recipe
+    return network.eval(), recipe, history
 
 
 @dataclass(frozen=True)
@@ -346,6 +348,7 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
     groups = table.codes(job.group) if job.group else None
     kept, validation = splits.carve(rows, recipe.validation, job.seed, groups)
     beneath, reducer, reducer_epochs, chosen = job.beneath(), None, 0, job
+    lines: list[dict[str, float]] = []
     if beneath is not None:
         assert beneath.recipe.epochs is not None
         reducer, lines = beneath.train("choose-reducer", kept, beneath.recipe.epochs, validation, keep_best=True)
@@ -386,7 +389,7 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
         inputs={role: str(part["digest"]) for role, part in features.config.items() if role in used},
     )
     if isinstance(reducer, Reducer):
-        model.reducer, model.reducer_recipe = reducer.eval(), recipe.reducer
+        model.reducer, model.reducer_recipe, model.reducer_history = reducer.eval(), recipe.reducer, lines
     elif features.reducer is not None and not recipe.takes_maps:
-        model.reducer, model.reducer_recipe = load_reducer(features.reducer)
+        model.reducer, model.reducer_recipe, model.reducer_history = load_reducer(features.reducer)
     return model

@@ -2,7 +2,7 @@
 
 The result is a features folder like any other, with the network that made it and the photos it has seen:
 
-    features.npy float16 [N, 3C]   pixels.txt   readable.npy   reducer.safetensors   reducer.json   log.json   seen.txt
+    features.npy float16 [N, 3C]   pixels.txt   readable.npy   reducer.safetensors   reducer.json   seen.txt
 
 so that whoever learns from these features carries the reducer and its `seen` along. Maps are read from the disk or made
 anew from the photos, whatever `features.maps` is; killed at any moment, the same call goes on.
@@ -28,7 +28,6 @@ from milnet.artifacts import (
     new_folder,
     read_manifest,
     write_array,
-    write_json,
     write_lines,
     write_manifest,
 )
@@ -42,7 +41,7 @@ from milnet.recipes import Model, fit, reduce_into, require_maps
 from milnet.splits import Split
 from milnet.training import Run
 
-_FILES = ("features.npy", "pixels.txt", "readable.npy", "reducer.json", "reducer.safetensors", "log.json", "seen.txt")
+_FILES = ("features.npy", "pixels.txt", "readable.npy", "reducer.json", "reducer.safetensors", "seen.txt")
 _BLOCK = 512  # photos reduced between two marks on the disk
 
 
@@ -88,8 +87,7 @@ def reduce_features(
     write_lines(part / "pixels.txt", features.pixels)
     write_array(part / "readable.npy", features.readable)
     write_lines(part / "seen.txt", seen_lines(model.seen))
-    write_json(part / "log.json", model.history)
-    save_reducer(model.network, model.recipe, part)
+    save_reducer(model.network, model.recipe, model.history, part)
     manifest = Manifest(
         kind="features",
         format=FORMATS["features"],

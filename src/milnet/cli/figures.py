@@ -45,6 +45,7 @@ def figures(
         write_numbers,
     )
     from milnet.metrics import Task
+    from milnet.training import best_epoch
 
     if format_ not in FORMATS:
         raise UsageError(f"--format {format_}: expected {', '.join(FORMATS)}")
@@ -83,6 +84,12 @@ def figures(
                 f"{fitted.recipe.name} on {fitted.table_name}; validation photos chose the epochs, so it is optimistic"
             )
             write_figure(draw_curves(fitted.history, fitted.epochs, told), written[-1])
+        if fitted.reducer_history:
+            written.append(output / f"reducer_curves.{format_}")
+            write_figure(
+                draw_curves(fitted.reducer_history, best_epoch(fitted.reducer_history), f"the reducer under {about}"),
+                written[-1],
+            )
 
     skipped = len(it.rows) - len(predictions.rows)
     context.say(

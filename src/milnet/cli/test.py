@@ -109,7 +109,7 @@ def _features_of(
             extractor = load_extractor(config, place, **how)
             with context.progress() as progress:
                 if reducing:
-                    reducer, _ = load_reducer(model)
+                    reducer, _, _ = load_reducer(model)
                     one = apply_reducer(
                         reducer, table, extractor, folder / label[0], dict(config), weights=place, progress=progress
                     )
