@@ -343,6 +343,26 @@ def test_reducing_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyte
     assert digests[0] == digests[1]
 
 
+def test_too_few_training_photos() -> None:
+    table = made.table()
+    with pytest.raises(UsageError, match="expected at least 2 training photos beside the set-aside ones, got 1 of 2"):
+        fit(load_recipe("single"), table, made.features(table), Split(np.arange(2), np.arange(60, 90)), 0)
+
+
+def test_a_checkpoint_beside_reduced_features_knows_what_their_reducer_saw(tmp_path: Path) -> None:
+    from milnet.published import beside_pool, convert
+    from test_published import random_state
+
+    torch.save(random_state(), tmp_path / "net.pth")
+    convert(tmp_path / "net.pth", tmp_path / "converted")
+    table = made.table()
+    plain = made.features(table)
+    seen = (("made:photo003", ""),)
+    features = replace(plain, nodes=plain.nodes[:, :6], seen=seen)
+    model = beside_pool(tmp_path / "converted", table, features, np.arange(60))
+    assert seen[0] in model.seen and len(model.seen) == 61
+
+
 def test_a_recipe_that_is_no_reducer_is_refused(tmp_path: Path) -> None:
     table = made.table()
     with pytest.raises(UsageError, match="expected a recipe of model reducer, got single"):

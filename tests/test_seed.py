@@ -17,7 +17,7 @@ from milnet.annotations import load_table
 from milnet.artifacts import read_manifest
 from milnet.checkpoints import load_model
 from milnet.datasets.ava import seed_layout
-from milnet.errors import UsageError
+from milnet.errors import ArtifactError, UsageError
 from milnet.features import Features
 from milnet.scoring import Scorer
 from test_cli import milnet
@@ -77,8 +77,6 @@ def test_layouts(tmp_path: Path, protocol: str, fractions: bool, test_name: str,
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--dataroot .*: there is no such folder"):
-        seed_layout(tmp_path / "none", "19928")
     root = seed_folder(tmp_path / "root", "19998", fractions=True, test_name="test_19998.txt")
     lists = root / "19998_aesthetic_image_list"
     (lists / "train_19998.txt").rename(lists / "x.txt")
@@ -86,8 +84,12 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         seed_layout(root, "19998")
     (lists / "x.txt").rename(lists / "train_19998.txt")
     shutil.rmtree(root / "images")
-    with pytest.raises(UsageError, match=r"expected photos ID\.jpg in .*images"):
-        seed_layout(root, "19998")
+    assert seed_layout(root, "19998")[1].images is None
+    said = milnet("import", "ava-19998", root, "-o", tmp_path / "data").stdout  # labels alone are imported all the same
+    assert "photos: not looked for, no folder was named" in said
+    where = ["--dataset", "ava-19998", "--dataroot", root, "-o", tmp_path / "model", *CHAIN]
+    assert "the folder of the photos is not known: pass --images DIR" in milnet("train", *where, code=2).stderr
+    assert "expected the folder of AVA" in milnet("train", *where[:3], tmp_path / "none", *where[4:], code=2).stderr
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +175,88 @@ def test_misuse(place: Path, tmp_path: Path) -> None:
         (["train", "--dataset", "ava", *root, "-o", tmp_path / "m", "--maps", "all"], "expected auto, float16"),
         (["train", "--dataset", "ava", *root, "-o", tmp_path / "m", "--nodes", "x"], "the backbones decide"),
         (["train", "--dataset", "ava", *root, "-o", place / "model"], "exists already"),
-        (["train", "--dataset", "ava-ilg", *root, "-o", tmp_path / "m"], "expected the labels in"),
+        (["train", "--dataset", "ava-ilg", *root, "-o", tmp_path / "m", *CHAIN], "expected the labels in"),
+        (["train", "--dataset", "ava", *root, "-o", tmp_path / "m", "--set", "widht=8"], "has no field 'widht'"),
+        (["train", "--dataset", "ava", *root, "-o", tmp_path / "m", "--reduce-set", "x=8"], "has no field 'x'"),
+        (
+            ["train", "--dataset", "ava", *root, "-o", tmp_path / "m", *CHAIN[:-1], "none"],
+            "expected a safetensors file",
+        ),
         (["test", "--dataset", "ava", *root, "--eval_model", tmp_path], "expected a milnet model folder"),
     ):
         assert text in milnet(*arguments, code=2).stderr
+    assert not (tmp_path / "m.data").exists()  # all that was said before any work
+
+
+def test_what_is_there_is_used_only_when_it_is_the_same(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "model.data", tmp_path / "m.data")
+    (tmp_path / "root").symlink_to(place / "root")
+    for changed, text in (
+        (["--weights", "random:1"], "timm-test_resnet was made with other options (weights: "),
+        (["--size", "96"], "size: 64 -> 96"),
+        (["--semantic-weights", "random:7"], "timm-test_efficientnet was made with other options"),
+        (["--maps", "int8"], "maps: float16 -> int8"),
+        (["--reduce-set", "width=24"], "was reduced from other maps, on other training photos or with other options"),
+        (["--seed", "5"], "was reduced from other maps, on other training photos or with other options"),
+    ):
+        assert text in train(tmp_path, tmp_path / "m", *changed, code=2).stderr, changed
+    root = tmp_path / "other"
+    shutil.copytree(place / "root", root)
+    with (root / "19928_aesthetic_image_list" / "test_19998.txt").open("a") as file:
+        file.write("77\n")
+    where = ["--dataset", "ava", "--dataroot", root, "-o", tmp_path / "m", *CHAIN]
+    assert "was imported from other files than those of" in milnet("train", *where, code=2).stderr
+
+
+def test_what_the_reducer_has_seen_cannot_be_lost(place: Path, tmp_path: Path) -> None:
+    """Features that `test` makes for another protocol carry the reducer and its `seen`; seen photos are refused."""
+    shutil.copytree(place / "root", tmp_path / "root")
+    shutil.copytree(tmp_path / "root" / "19928_aesthetic_image_list", tmp_path / "root" / "19998_aesthetic_image_list")
+    lists = tmp_path / "root" / "19998_aesthetic_image_list"
+    (lists / "AVA_19928.txt").rename(lists / "AVA_19998.txt")
+    trained, tested = [x for i, x in enumerate(ids()) if i % 4], [x for i, x in enumerate(ids()) if i % 4 == 0]
+    (lists / "train_19998.txt").write_text("".join(f"{x}\n" for x in tested))  # the two sides change places
+    (lists / "test_19998.txt").write_text("".join(f"{x}\n" for x in trained))
+    (lists / "train_19928.txt").unlink()
+    where = ["--dataset", "ava-19998", "--dataroot", tmp_path / "root", "--eval_model", place / "model"]
+    data = tmp_path / "fresh"
+    refused = milnet("test", *where, "--data", data, code=2).stderr
+    assert "30 of 30 test photos were seen in training by the model (by id)" in refused
+    assert not (data / "features").exists()  # before anything is computed
+    # where some are new, features are made, and a model trained on them has seen what their reducer has
+    (lists / "test_19998.txt").write_text("".join(f"{x}\n" for x in tested[5:]))
+    (lists / "train_19998.txt").write_text("".join(f"{x}\n" for x in [*trained, *tested[:5]]))
+    data = tmp_path / "other"
+    milnet("test", *where, "--data", data)
+    table, _ = load_table(data)
+    reduced = Features(data / "features" / "timm-test_resnet-reduced", table)
+    assert reduced.reducer is not None and {n for n, _ in reduced.seen} == {f"ava:{x}" for x in trained}
+    (data / "features" / "timm-test_resnet-reduced" / "seen.txt").unlink()
+    with pytest.raises(ArtifactError, match=r"seen\.txt"):
+        Features(data / "features" / "timm-test_resnet-reduced", table)
+
+
+def test_a_folder_of_ones_own_is_not_taken_for_a_run(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "root").symlink_to(place / "root")
+    (tmp_path / "m.run").mkdir()
+    (tmp_path / "m.run" / "note").write_text("mine")
+    shutil.copytree(place / "model.data", tmp_path / "m.data")
+    for more in ([], ["--overwrite"]):
+        assert "m.run was not made by milnet" in train(tmp_path, tmp_path / "m", *more, code=2).stderr
+    assert (tmp_path / "m.run" / "note").read_text() == "mine"
+
+
+def test_the_recipe_milnet_by_name(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "root").symlink_to(place / "root")
+    shutil.copytree(place / "model.data", tmp_path / "m.data")
+    said = train(
+        tmp_path, tmp_path / "m", "--recipe", "milnet", "--set=reducer.width=16", "--set=reducer.epochs=2"
+    ).stdout
+    assert "milnet on 30 photos" in said
+    where = ["--dataset", "ava", "--dataroot", place / "root", "--eval_model", tmp_path / "m", "--json"]
+    again = json.loads(milnet("test", *where, "--data", tmp_path / "fresh").stdout)
+    results = json.loads(milnet("test", *where).stdout)
+    assert abs(again["metrics"]["emd2"]["mean"] - results["metrics"]["emd2"]["mean"]) < 1e-3
 
 
 def test_a_test_photo_among_the_training_photos(place: Path, tmp_path: Path) -> None:

@@ -124,6 +124,11 @@ def test_a_strip_is_a_bad_photo_not_an_end(tmp_path: Path) -> None:
     assert bad.error is not None and "too narrow" in bad.error.reason and good.features is not None
 
 
+def test_sizes_below_what_photos_have_at_least() -> None:
+    with pytest.raises(UsageError, match="--size 33: photos at their own size have at least 96 pixels a side"):
+        Preprocess(size=33, fit="original", multiple=1)
+
+
 def test_default_batches() -> None:
     assert [default_batch(fit, device) for fit in ("whole", "original") for device in ("cpu", "cuda")] == [4, 64, 1, 8]  # type: ignore[arg-type]
 
@@ -131,7 +136,7 @@ def test_default_batches() -> None:
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = rated(tmp_path)
     monkeypatch.setattr("milnet.extraction._free", lambda folder: 1000)
-    with pytest.raises(UsageError, match=r"maps of 12 photos take .* GB as float16, but .* int8, on another disk"):
+    with pytest.raises(UsageError, match=r"maps of 12 photos take .* GB more as float16, but .* int8, on another disk"):
         extract(table, tmp_path / "features" / "f", extractor(), weights="random:0", wide="float16")
 
 
@@ -183,6 +188,23 @@ def test_reduce_from_stored_and_from_streamed_maps(place: Path) -> None:
     assert len(scores) == 40
     # a model of one backbone, whose semantic features and maps come from one forward pass
     milnet("evaluate", place / "model", place / "data", "--semantic", "wide", "--nodes", "wide-reduced")
+
+
+def test_a_resumed_reduction_of_other_maps_is_refused(place: Path, tmp_path: Path) -> None:
+    """Pooling, and whether maps are stored or made anew, belong to the identity of the training."""
+    from milnet.training import Run
+
+    asked: list[dict[str, Any]] = []
+    options = ["--features", "wide", "--name", "again", *SMALL]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "__init__", lambda self, folder, identity, **_: asked.append(dict(identity)) or _stop())
+        for more in ([], ["--stream"], ["--stream", "--pooling", "adaptive"]):
+            milnet("reduce", place / "data", *options, *more, code=2)
+    assert [(one["streamed"], one["pooling"]) for one in asked] == [(False, "area"), (True, "area"), (True, "adaptive")]
+
+
+def _stop() -> None:
+    raise UsageError("that is all")
 
 
 def test_the_recipe_milnet_learns_its_reducer_inside(place: Path, tmp_path: Path) -> None:

@@ -242,15 +242,37 @@ def new_folder(target: Path, kind: str, *, overwrite: bool = False, keep: Sequen
         umask = os.umask(0)
         os.umask(umask)
         building.chmod(0o777 & ~umask)
-        old: Path | None = None
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-            target.replace(old)
-        building.replace(target)
-        if old is not None:
-            for name in keep:
-                if (old / name).exists():
-                    (old / name).replace(target / name)
-            shutil.rmtree(old)
+        put_in_place(building, target, keep)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def put_in_place(finished: Path, target: Path, keep: Sequence[str] = ()) -> None:
+    """Rename a finished folder onto `target`; what is there goes only afterwards, but for what `keep` names.
+
+    Half-written files that a kill left in `finished` are removed first.
+    """
+    for leftover in finished.glob(".*.tmp"):
+        leftover.unlink()
+    old: Path | None = None
+    if target.exists():
+        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+        target.replace(old)
+    finished.replace(target)
+    if old is not None:
+        for name in keep:
+            if (old / name).exists():
+                (old / name).replace(target / name)
+        shutil.rmtree(old)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Which settings of two nested configurations differ, as "name: old -> new"."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found.append(differences(a, b))
+        elif a != b:
+            found.append(f"{name}: {str(a)[:40]} -> {str(b)[:40]}")
+    return ", ".join(text for text in found if text)

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,9 @@ from milnet.artifacts import (
     FORMATS,
     Manifest,
     canonical_json,
+    differences,
     digest_file,
+    put_in_place,
     read_manifest,
     write_lines,
     write_manifest,
@@ -43,6 +45,7 @@ from milnet.backbones import Backbone, load_backbone
 from milnet.errors import ArtifactError, ImageError, NumericError, UsageError
 from milnet.features import Progress, WideForm, pack_maps, photos_digest, torch_threads
 from milnet.images import (
+    LEAST_SIDE,
     MAX_PIXELS,
     Source,
     header_size,
@@ -80,6 +83,8 @@ class Preprocess:
                 f"expected size >= multiple >= 1 and 0 < crop fraction <= 1, got size {self.size}, multiple "
                 f"{self.multiple}, crop fraction {self.crop_fraction}"
             )
+        if self.fit == "original" and self.size < LEAST_SIDE:
+            raise UsageError(f"--size {self.size}: photos at their own size have at least {LEAST_SIDE} pixels a side")
 
     def __call__(self, source: Source, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[np.uint8], str]:
         """Pixels HWC uint8 in [0, 255] at input size, and the digest of the photo's own pixels."""
@@ -317,6 +322,20 @@ def to_half(numbers: NDArray[np.float32], row: int) -> NDArray[np.float16]:
     return stored
 
 
+@dataclass(frozen=True)
+class Change:
+    """What is done with a photo's maps before they are stored in the place of its features: a reducer.
+
+    `apply` maps [25, C] float16 -> numbers [width]; `config` what the features then are; `write` puts further files
+    into the folder and names them.
+    """
+
+    width: int
+    apply: Callable[[NDArray[np.float16]], NDArray[np.float32]]
+    config: Mapping[str, Any]
+    write: Callable[[Path], Sequence[str]]
+
+
 def extract(
     table: Table,
     folder: Path,
@@ -324,13 +343,15 @@ def extract(
     *,
     weights: str,
     wide: WideForm | None = None,
+    change: Change | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
     save_seconds: float = 5.0,
 ) -> Manifest:
     """Extract the features of every photo of `table` into `folder`; goes on where a killed run stopped.
 
-    With `wide` the maps are stored too, in that form (the extractor needs a pooling).
+    With `wide` the maps are stored too, in that form; with `change` what it makes of the maps is stored instead of the
+    features (the extractor needs a pooling for both).
     Raises ArtifactError when `folder` is complete already (unless `overwrite`) or an unfinished run had other options.
     """
     if (folder / "manifest.json").exists() and not overwrite:
@@ -340,18 +361,22 @@ def extract(
     if folder.exists():
         read_manifest(folder, "features")  # only features are replaced
     config, inputs = extractor.config, {"photos": photos_digest(table)}
+    width = extractor.backbone.width
+    if change is not None:
+        config, width = dict(change.config), change.width
     if wide is not None:
         config["wide"] = {"pooling": extractor.pooling, "cells": CELLS, "stored": wide}
-        need, free = wide_bytes(len(table), extractor.backbone.wide_channels, wide), _free(folder.parent)
+        held = sum(path.stat().st_blocks * 512 for path in (folder.parent / f".{folder.name}.part").glob("wide*.npy"))
+        need, free = wide_bytes(len(table), extractor.backbone.wide_channels, wide) - held, _free(folder.parent)
         if need > free:
             raise UsageError(
-                f"the wide maps of {len(table):,} photos take {need / 1e9:.1f} GB as {wide}, but {folder.parent} has "
-                f"{free / 1e9:.1f} GB free: store them as int8, on another disk, or not at all (milnet reduce --stream)"
+                f"the wide maps of {len(table):,} photos take {need / 1e9:.1f} GB more as {wide}, but {folder.parent} "
+                f"has {free / 1e9:.1f} GB free: store them as int8, on another disk, or not (reduce --stream)"
             )
     part = folder.parent / f".{folder.name}.part"
     identity = json.loads(canonical_json({"config": config, "inputs": inputs}))
     channels = 0 if wide is None else extractor.backbone.wide_channels
-    store = _Unfinished(part, len(table), extractor.backbone.width, identity, extractor.batch, channels, wide)
+    store = _Unfinished(part, len(table), width, identity, extractor.batch, channels, wide)
     extractor = replace(extractor, batch=store.batch)
     todo = [int(row) for row in np.flatnonzero(~store.done)]
     errors = {row: ImageError("", "no file is known for this photo") for row in todo if not table.images[row]}
@@ -362,7 +387,11 @@ def extract(
         order = extractor.by_size([row for row in todo if row not in errors], table.image_path)
         for result in extractor.stream((row, table.image_path(row)) for row in order):
             if result.features is not None:
-                store.put(result.key, result.features, result.pixels, result.maps)
+                numbers = result.features
+                if change is not None:
+                    assert result.maps is not None
+                    numbers = change.apply(to_half(result.maps, result.key))  # as stored maps are
+                store.put(result.key, numbers, result.pixels, result.maps)
             elif result.error is not None:
                 errors[result.key] = result.error
             finished += 1
@@ -377,7 +406,8 @@ def extract(
             f"none of the {len(table):,} photos could be read; the first: {first}. Where are they? pass --images DIR"
         )
     lines = [(table.ids[row], error.file, error.reason) for row, error in sorted(errors.items())]
-    return store.finish(folder, config, inputs, weights=weights, errors=lines)
+    more = () if change is None else change.write(part)
+    return store.finish(folder, config, inputs, weights=weights, errors=lines, more=more)
 
 
 def wide_bytes(photos: int, channels: int, form: WideForm) -> int:
@@ -412,7 +442,7 @@ class _Unfinished:
         if old is not None and old["identity"] != identity:
             raise ArtifactError(
                 f"{part} holds an unfinished extraction with other options or photos: run it with the same ones "
-                f"({_differences(old['identity'], identity)}), or remove that folder"
+                f"({differences(old['identity'], identity)}), or remove that folder"
             )
         fresh = old is None
         # Batch and threads move the last bits, so one extraction keeps to those it began with.
@@ -471,6 +501,7 @@ class _Unfinished:
         *,
         weights: str,
         errors: list[tuple[str, str, str]],
+        more: Sequence[str] = (),
     ) -> Manifest:
         done = self.done
         digests = [bytes(p).hex() if ok else "" for p, ok in zip(self.pixels, done, strict=True)]
@@ -483,16 +514,14 @@ class _Unfinished:
             config=config,
             files={
                 name: digest_file(self.part / name)
-                for name in ("features.npy", "pixels.txt", *(f"{name}.npy" for name in self.maps))
+                for name in ("features.npy", "pixels.txt", *(f"{name}.npy" for name in self.maps), *more)
             },
             inputs=inputs,
             counts={"photos": int(done.sum()), "unreadable": len(errors)},
             notes={"weights": weights},
         )
         write_manifest(self.part, manifest)
-        if folder.exists():
-            shutil.rmtree(folder)
-        self.part.replace(folder)
+        put_in_place(self.part, folder)
         # Only now: had these gone earlier, a kill in between would have lost the work.
         for name in ("identity.json", "done.npy", "pixels.npy"):
             (folder / name).unlink()
@@ -506,15 +535,3 @@ def write_errors(path: Path, errors: list[tuple[str, str, str]]) -> None:
     writer.writerow(["id", "file", "reason"])
     writer.writerows(errors)
     write_text(path, text.getvalue())
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Which settings of two nested configurations differ, as "name: old -> new"."""
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found.append(_differences(a, b))
-        elif a != b:
-            found.append(f"{name}: {str(a)[:40]} -> {str(b)[:40]}")
-    return ", ".join(text for text in found if text)

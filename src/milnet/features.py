@@ -109,6 +109,14 @@ class Features:
             if "readable.npy" in files
             else np.array([bool(digest) for digest in self.pixels])
         )
+        if (
+            "reducer" in self.manifest.config
+            and not {"seen.txt", "reducer.safetensors", "reducer.json"} <= files.keys()
+        ):
+            raise ArtifactError(
+                f"{folder} holds reduced features without the network that made them and the photos it has seen: "
+                f"make them again with `milnet reduce`"
+            )
         self.seen = read_seen(folder / "seen.txt") if "seen.txt" in files else ()
         self.reducer = folder if "reducer.safetensors" in files else None
 

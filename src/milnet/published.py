@@ -194,7 +194,10 @@ def beside_pool(folder: Path, table: Table, features: FeatureSet, pool_rows: Int
         values=np.array(manifest.config["values"]),
         pool=pool,
         features={},
-        seen=tuple((f"{table.id_space}:{id_}", digest) for id_, digest in zip(pool.ids, pool.pixels, strict=True)),
+        seen=(
+            *((f"{table.id_space}:{id_}", digest) for id_, digest in zip(pool.ids, pool.pixels, strict=True)),
+            *features.seen,
+        ),
         seed=0,
         table_name=table.name,
         threshold=table.threshold,

@@ -183,7 +183,7 @@ def load_reducer(folder: Path) -> tuple[Reducer, Recipe, list[dict[str, float]]]
         recipe = Recipe.of(data["recipe"])
         network = make_network(recipe, int(data["channels"]), int(data["values"]), 0)
         network.load_state_dict(load_file(folder / "reducer.safetensors"))
-        history: list[dict[str, float]] = data["history"]
+        history: list[dict[str, float]] = data.get("history", [])
     except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
         raise ArtifactError(f"the reducer in {folder} does not hold together ({error}): make it again") from error
     assert isinstance(network, Reducer)
@@ -347,6 +347,10 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
     assert recipe.epochs is not None
     groups = table.codes(job.group) if job.group else None
     kept, validation = splits.carve(rows, recipe.validation, job.seed, groups)
+    if len(kept) < 2:
+        raise UsageError(
+            f"expected at least 2 training photos beside the set-aside ones, got {len(kept)} of {len(rows)}"
+        )
     beneath, reducer, reducer_epochs, chosen = job.beneath(), None, 0, job
     lines: list[dict[str, float]] = []
     if beneath is not None:

@@ -10,8 +10,8 @@ anew from the photos, whatever `features.maps` is; killed at any moment, the sam
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from milnet.artifacts import (
     canonical_json,
     digest_file,
     digest_text,
-    new_folder,
+    put_in_place,
     read_manifest,
     write_array,
     write_lines,
@@ -33,8 +33,8 @@ from milnet.artifacts import (
 )
 from milnet.checkpoints import save_reducer
 from milnet.errors import ArtifactError, UsageError
-from milnet.extraction import Extractor, to_half, write_errors
-from milnet.features import FeatureSet, Progress, photos_digest, seen_lines
+from milnet.extraction import Change, Extractor, extract
+from milnet.features import FeatureSet, Progress, photos_digest, seen_lines, torch_threads
 from milnet.model.reducer import Reducer
 from milnet.recipe import Recipe
 from milnet.recipes import Model, fit, reduce_into, require_maps
@@ -70,6 +70,8 @@ def reduce_features(
     if folder.exists():
         read_manifest(folder, "features")  # only features are replaced
     maps, config = require_maps(features), features.config["maps"]
+    # Its weights do not see the set-aside photos, so that whoever trains on these features may set them aside again.
+    recipe = replace(recipe, refit=False)
     model = fit(recipe, table, features, split, seed, device=device, run=run, progress=progress)
     assert isinstance(model.network, Reducer) and run.folder is not None
     rows = np.flatnonzero(features.readable)
@@ -78,7 +80,8 @@ def reduce_features(
     values, marks = _open(part, len(table), model.network.outputs, -(-len(rows) // _BLOCK))
     for block in np.flatnonzero(np.asarray(marks) == 0).tolist():
         some = rows[block * _BLOCK : (block + 1) * _BLOCK]
-        reduce_into(values, model.network, maps, some, some, device=device)
+        with torch_threads(run.threads):
+            reduce_into(values, model.network, maps, some, some, device=device)
         values.flush()  # type: ignore[attr-defined]
         marks[block] = 1
         marks.flush()  # type: ignore[attr-defined]
@@ -100,69 +103,50 @@ def reduce_features(
             ),
         },
         files={name: digest_file(part / name) for name in _FILES},
-        inputs={"photos": photos_digest(table), "maps": config["digest"]},
+        inputs={"photos": photos_digest(table), "maps": config["digest"], "rows": digest_text(rows_text(split.train))},
         counts={"photos": len(rows), "unreadable": len(table) - len(rows), "seen": len(model.seen)},
-        notes={**(notes or {}), "weights": config["weights"]},
+        notes={**(notes or {}), "weights": config["weights"], "seed": seed, "group": split.group},
     )
     (part / "manifest.json").unlink(missing_ok=True)
     write_manifest(part, manifest)
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.replace(folder)
+    put_in_place(part, folder)
     (folder / "marks.npy").unlink(missing_ok=True)
     return manifest, model
 
 
 def apply_reducer(
-    reducer: Reducer,
+    model: Model,
     table: Table,
     extractor: Extractor,
     folder: Path,
-    config: Mapping[str, Any],
     *,
     weights: str,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> Manifest:
-    """Reduced features of a table's photos by a reducer that was learned elsewhere, maps made from the photos.
+    """The features that a model's reducer, learned before it, makes of a table's photos, maps made from the photos.
 
-    `config` is that of the features it was learned with: the folder is of the same kind. Raises ArtifactError when
-    `folder` is there or no photo can be read.
+    The folder is what `reduce_features` would have left: it holds the reducer, and what the model has seen. Goes on
+    where a killed run stopped. Raises ArtifactError when `folder` is there or no photo can be read.
     """
-    if folder.exists():
-        raise ArtifactError(f"{folder} exists already: choose another name")
-    values = np.full((len(table), reducer.outputs), np.nan, np.float16)
-    pixels, errors = [""] * len(table), []
-    rows = [row for row in range(len(table)) if table.images[row]]
-    ordered = extractor.by_size(rows, table.image_path)
-    for done, result in enumerate(extractor.stream((row, table.image_path(row)) for row in ordered), 1):
-        if result.error is not None:
-            errors.append((table.ids[result.key], result.error.file, result.error.reason))
-        else:
-            assert result.maps is not None
-            half = to_half(result.maps, result.key)  # as stored maps are
-            reduce_into(values, reducer, half[None], np.zeros(1, np.int64), np.array([result.key]))
-            pixels[result.key] = result.pixels
-        if progress is not None:
-            progress(done, len(rows), "photos")
-    readable = np.array([bool(digest) for digest in pixels])
-    if not readable.any():
-        raise ArtifactError(f"none of the {len(table):,} photos could be read: where are they? pass --images DIR")
-    with new_folder(folder, "features") as building:
-        write_array(building / "features.npy", values)
-        write_lines(building / "pixels.txt", pixels)
-        write_errors(building / "errors.csv", errors)
-        files = {name: digest_file(building / name) for name in ("features.npy", "pixels.txt")}
-        manifest = Manifest(
-            kind="features",
-            format=FORMATS["features"],
-            config=dict(config),
-            files=files,
-            inputs={"photos": photos_digest(table)},
-            counts={"photos": int(readable.sum()), "unreadable": int((~readable).sum())},
-            notes={"weights": weights},
-        )
-        write_manifest(building, manifest)
-    return manifest
+    reducer, recipe = model.reducer, model.reducer_recipe
+    assert reducer is not None and recipe is not None
+
+    def write(part: Path) -> tuple[str, ...]:
+        save_reducer(reducer, recipe, model.reducer_history, part)
+        write_lines(part / "seen.txt", seen_lines(model.seen))
+        return "reducer.json", "reducer.safetensors", "seen.txt"
+
+    def apply(maps: NDArray[np.float16]) -> NDArray[np.float32]:
+        numbers: NDArray[np.float32] = model.reduce(maps[None], np.zeros(1, np.int64))[0].astype(np.float32)
+        return numbers
+
+    change = Change(reducer.outputs, apply, model.features["nodes"]["extraction"], write)
+    return extract(table, folder, extractor, weights=weights, change=change, progress=progress)
+
+
+def rows_text(rows: NDArray[Any]) -> str:
+    """The training rows that the manifest of reduced features names by digest."""
+    return canonical_json(np.sort(rows).tolist())
 
 
 def _open(part: Path, photos: int, outputs: int, blocks: int) -> tuple[NDArray[Any], NDArray[Any]]:

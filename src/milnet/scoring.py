@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milnet.checkpoints import load_model
-from milnet.errors import ArtifactError, ImageError, WeightsError
+from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.extraction import Extracted, Extractor, load_extractor
 from milnet.features import Progress
 from milnet.images import MAX_PIXELS, Source
@@ -153,6 +153,13 @@ class Scorer:
         part, semantic = fitted.node_features, fitted.features["semantic"]
         wide = part["extraction"].get("wide") or {}
         pooling = part.get("pooling") or wide.get("pooling")
+        if "reducer" in semantic["extraction"]:
+            raise UsageError(
+                f"{model} finds its references by reduced features ({semantic.get('name')}), which photos cannot be "
+                f"scored with: train it with the features of a backbone as --semantic"
+            )
+        if "reducer" in part["extraction"] and fitted.reducer is None:
+            raise ArtifactError(f"{model} lacks the reducer that its node features were made with: train it again")
         if pooling is None and fitted.reducer is not None:
             raise ArtifactError(f"{model} reduces wide maps but does not say how they were pooled: train it again")
         how: Any = {

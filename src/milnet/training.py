@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from milnet.annotations import IntArray
-from milnet.artifacts import atomic_path, canonical_json, write_text
+from milnet.artifacts import atomic_path, canonical_json, differences, write_text
 from milnet.errors import ArtifactError, MissingExtraError, NumericError, UsageError
 from milnet.features import Maps, Progress, stored_rows
 from milnet.losses import Loss
@@ -172,11 +172,14 @@ class Run:
         if folder is None:
             return
         path = folder / "identity.json"
+        if folder.exists() and not path.exists() and any(folder.iterdir()):
+            raise ArtifactError(f"{folder} was not made by milnet, and a training would be kept there: move it away")
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if old is not None and canonical_json(old["identity"]) != canonical_json(identity):
+            what = differences(old["identity"], json.loads(canonical_json(identity)))
             raise ArtifactError(
-                f"{folder} holds an unfinished training of other data, options, seed or versions: run it with the same "
-                f"ones, or remove that folder"
+                f"{folder} holds an unfinished training of other data, options, seed or versions ({what}): run it with "
+                f"the same ones, or remove that folder"
             )
         if old is None:
             write_text(path, canonical_json({"identity": identity, "threads": self.threads}))

@@ -240,6 +240,8 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Path:
     """`OUTPUT.run`, where a training under way is kept; a leftover is taken up, removed, or an error."""
     folder = output.with_name(output.name + ".run")
     if folder.exists() and not resume:
+        if any(folder.iterdir()) and not (folder / "identity.json").exists():
+            raise ArtifactError(f"{folder} was not made by milnet, and a training would be kept there: move it away")
         if not overwrite:
             raise ArtifactError(
                 f"{folder} holds an unfinished training: pass --resume to go on, or --overwrite to start anew"

@@ -23,7 +23,7 @@ from milnet.cli.common import (
     run_folder,
     training_side,
 )
-from milnet.errors import UsageError
+from milnet.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from milnet.annotations import IntArray, Table
@@ -91,8 +91,6 @@ def features(
     """Pass every photo through a frozen network. Stopped at any moment, the same command goes on."""
     from milnet.annotations import load_table
     from milnet.artifacts import plain_name
-    from milnet.extraction import extract
-    from milnet.features import Features, same_pixels
 
     table, _ = load_table(data)
     if (backbone is None) == (published is None):
@@ -109,6 +107,23 @@ def features(
         context, backbone, weights, size=size, fit=fit, preprocess=preprocess, pooling=pooling, wide=wide, draft=draft,
         batch=batch, workers=workers, max_pixels=max_pixels,
     )  # fmt: skip
+    return extract_features(context, table, folder, extractor, weights, wide=wide, overwrite=overwrite)
+
+
+def extract_features(
+    context: Context,
+    table: Table,
+    folder: Path,
+    extractor: Extractor,
+    weights: str,
+    *,
+    wide: str | None = None,
+    overwrite: bool = False,
+) -> Mapping[str, Any]:
+    """Extract, and say what was made."""
+    from milnet.extraction import extract
+    from milnet.features import Features, same_pixels
+
     began = time.monotonic()
     place = weights_place(weights)
     with context.progress() as progress:
@@ -235,6 +250,7 @@ def reduce(
     features: Annotated[
         str | None, typer.Option(help="The features whose maps are reduced.", show_default="the only ones with maps")
     ] = None,
+    semantic: Semantic = None,
     recipe: Annotated[str, typer.Option(help="reducer | FILE.toml")] = "reducer",
     settings: Settings = None,
     stream: Annotated[
@@ -244,7 +260,10 @@ def reduce(
     weights: Annotated[
         str | None, typer.Option(help="With --stream: the backbone's weights.", show_default="as for the features")
     ] = None,
-    pooling: Annotated[str, typer.Option(help="With --stream: area | adaptive")] = "area",
+    pooling: Annotated[
+        str | None, typer.Option(help="With --stream: area | adaptive", show_default="that of the features, else area")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Where the photos are now.", show_default="as imported")] = None,
     split: Annotated[
         str | None, typer.Option(help="Value of the column `split` to train on.", show_default="train")
     ] = None,
@@ -255,10 +274,13 @@ def reduce(
     overwrite: Overwrite = False,
 ) -> Mapping[str, Any]:
     """Train the reducer on wide maps and write the reduced features of every photo."""
+    import torch
+
     from milnet.annotations import load_table
     from milnet.artifacts import plain_name
     from milnet.features import Features, load_feature_set
     from milnet.recipe import load_recipe
+    from milnet.recipes import require_maps
     from milnet.reduction import reduce_features
     from milnet.splits import Split
     from milnet.training import Run
@@ -274,15 +296,20 @@ def reduce(
                 f" ({', '.join(wide) or 'extract them with --wide, or pass --stream'}): say which with --features NAME"
             )
         features = wide[0]
-    chosen = load_feature_set(data, table, semantic=features, nodes=features)
+    chosen = load_feature_set(data, table, semantic=semantic or features, nodes=features)
     if stream:
-        chosen = _streaming(context, table, chosen, weights, pooling)
+        photos = table if images is None else replace(table, image_root=images)
+        chosen = _streaming(context, photos, chosen, weights, pooling)
     rows, tested = training_side(context, table, chosen, split)
     folder = data / "features" / plain_name(name or f"{features}-reduced", "--name")
     one = load_recipe(recipe, settings or [])
+    if (folder / "manifest.json").exists() and not overwrite:
+        raise ArtifactError(f"{folder} exists already: choose another --name, or pass --overwrite to replace it")
+    maps = chosen.config["maps"] if require_maps(chosen) is not None else {}
     identity = {
-        "recipe": asdict(one), "data": manifest.digest, "maps": chosen.config.get("maps", {}).get("digest"),
-        "rows": digest_rows(rows), "group": group, "seed": seed, "device": device,
+        "recipe": asdict(one), "data": manifest.digest, "maps": maps["digest"], "pooling": maps["pooling"],
+        "streamed": stream, "rows": digest_rows(rows), "group": group, "seed": seed, "device": device,
+        "torch": torch.__version__,
     }  # fmt: skip
     run = Run(run_folder(folder.with_name(f".{folder.name}"), resume=resume, overwrite=overwrite), identity)
     began = time.monotonic()
@@ -309,30 +336,37 @@ def reduce(
     }
 
 
-def _streaming(context: Context, table: Table, features: FeatureSet, weights: str | None, pooling: str) -> FeatureSet:
+def _streaming(
+    context: Context, table: Table, features: FeatureSet, weights: str | None, pooling: str | None
+) -> FeatureSet:
     """The feature set with maps that are made from the photos whenever they are asked for."""
+    from milnet.backbones import PUBLISHED
     from milnet.extraction import StreamedMaps, load_extractor
+    from milnet.scoring import where_weights
 
-    if pooling not in ("area", "adaptive"):
+    if pooling not in (None, "area", "adaptive"):
         raise UsageError(f"--pooling {pooling}: expected area or adaptive")
     part = features.config["nodes"]
+    published = part["extraction"].get("normalisation") == PUBLISHED
+    chosen = pooling or features.config.get("maps", {}).get("pooling") or ("adaptive" if published else "area")
     extractor = load_extractor(
         part["extraction"],
-        weights or ("cached" if part["weights"] == "hub" else part["weights"]),
+        where_weights(part, weights, "--weights"),
         offline=context.offline,
         device=context.compute_device(),
-        pooling=pooling,  # type: ignore[arg-type]
+        pooling=chosen,  # type: ignore[arg-type]
     )
     maps = StreamedMaps(table, extractor)
-    config = {**part, "name": f"{part['name']} (streamed)", "span": [0, maps.shape[2]], "pooling": pooling}
+    config = {**part, "name": f"{part['name']} (streamed)", "span": [0, maps.shape[2]], "pooling": chosen}
     return replace(features, maps=maps, config={**features.config, "maps": config})
 
 
 def digest_rows(rows: IntArray) -> str:
-    """Identity of a choice of rows."""
-    from milnet.artifacts import canonical_json, digest_text
+    """Identity of a choice of rows, whatever their order."""
+    from milnet.artifacts import digest_text
+    from milnet.reduction import rows_text
 
-    return digest_text(canonical_json(rows.tolist()))
+    return digest_text(rows_text(rows))
 
 
 @command("references")

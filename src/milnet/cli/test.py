@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command
-from milnet.cli.dataset import finished, finished_import, plain, ready_data
-from milnet.errors import UsageError
+from milnet.cli.dataset import finished, plain, ready_data
+from milnet.errors import ArtifactError, LeakError, UsageError
 
 if TYPE_CHECKING:
+    from milnet.annotations import Table
     from milnet.artifacts import Manifest
+    from milnet.recipes import Model
 
 
 @command("test")
@@ -44,82 +46,130 @@ def test(
     ] = None,
 ) -> Mapping[str, Any]:
     """Measure a model on the test photos of a data set, by its name; refuses photos it has seen."""
+    from milnet.annotations import load_table
     from milnet.artifacts import read_manifest
+    from milnet.checkpoints import load_model
     from milnet.cli.measure import evaluate_
-    from milnet.cli.numbers import features as extract_
-    from milnet.cli.numbers import references as references_
     from milnet.datasets import format_name
+    from milnet.results import check_results_path
 
+    if output is not None:
+        check_results_path(output)
     manifest = read_manifest(eval_model, "model")
     name = format_name(dataset)
     if data is None:
         own = eval_model.with_name(eval_model.name + ".data")
-        fits = finished_import(own, name)
-        data = own if fits else eval_model.with_name(f"{eval_model.name}.data-{name}")
+        data = own if _imported_as(own, name) else eval_model.with_name(f"{eval_model.name}.data-{name}")
     ready_data(context, name, dataroot, data)
-    chosen: dict[str, Any] = {}
+    table, _ = load_table(data)
     if "checkpoint" in manifest.inputs:
-        if published_features is not None and not finished(data, "published"):
-            plain(extract_)(context, data, published=published_features)
-        if published_references and not (data / "references" / "published" / "manifest.json").is_file():
-            plain(references_)(context, data, published=published_references)
-        if not any((data / "features").glob("*/manifest.json")):
-            raise UsageError(
-                f"{eval_model} is a converted checkpoint, which has no backbone: pass the files with its features, "
-                f"--published-features FOLDER (and --published-references LIST for its references)"
-            )
-        chosen = {"references": "published"} if published_references else {}
-        if published_features is not None:
-            chosen |= {"semantic": "published", "nodes": "published"}
+        chosen = _published_files(context, eval_model, data, published_features, published_references)
     else:
-        names = _features_of(context, eval_model, manifest, data, weights, semantic_weights)
-        chosen = {"semantic": names[0], "nodes": names[1]}
+        fitted, _ = load_model(eval_model)
+        _refuse_known(fitted, table)
+        chosen = _features_of(context, fitted, table, data, weights, semantic_weights)
     result: Mapping[str, Any] = plain(evaluate_)(context, eval_model, data, output=output, **chosen)
     return result
 
 
-def _features_of(
-    context: Context, model: Path, manifest: Manifest, data: Path, weights: str | None, semantic_weights: str | None
-) -> tuple[str, str]:
-    """The features of `data` that a model needs, NAME:RANGE for semantic and nodes; made where they are not there."""
-    from milnet.annotations import load_table
+def _imported_as(data: Path, name: str) -> bool:
+    """Whether `data` is a complete import of that format."""
     from milnet.artifacts import read_manifest
-    from milnet.checkpoints import load_model
+
+    if not (data / "manifest.json").is_file():
+        return False
+    return bool(read_manifest(data, "data").config["source"].get("format") == name)
+
+
+def _refuse_known(model: Model, table: Table) -> None:
+    """Refuse test photos that the model has seen, by id, before their features are made; pixels are compared later."""
+    if list(model.values) != list(table.values):
+        raise UsageError(
+            f"the model predicts values {model.values.tolist()}, but {table.name} has {table.values.tolist()}: they "
+            f"cannot be compared"
+        )
+    seen = {name for name, _ in model.seen}
+    tested = [table.ids[row] for row in table.rows_where("split", "test")]
+    known = [id_ for id_ in tested if f"{table.id_space}:{id_}" in seen]
+    if known:
+        raise LeakError(
+            f"{len(known)} of {len(tested)} test photos were seen in training by the model (by id); the first: "
+            f"{', '.join(known[:5])}. Test on photos that no trained part has seen",
+            known,
+        )
+
+
+def _published_files(
+    context: Context, model: Path, data: Path, features: Path | None, lists: list[Path] | None
+) -> dict[str, Any]:
+    """The published code's feature files and lists, read into `data`; what `evaluate` is to use."""
+    from milnet.artifacts import digest_file, read_manifest
+    from milnet.cli.numbers import features as extract_
+    from milnet.cli.numbers import references as references_
+
+    chosen: dict[str, Any] = {}
+    if features is not None:
+        if not finished(data, "published"):
+            plain(extract_)(context, data, published=features)
+        was = read_manifest(data / "features" / "published", "features").notes.get("source")
+        if was != str(features.resolve()):
+            raise ArtifactError(
+                f"{data / 'features' / 'published'} was read from {was}, not from {features.resolve()}: choose another "
+                f"folder with --data"
+            )
+        chosen |= {"semantic": "published", "nodes": "published"}
+    if lists:
+        store = data / "references" / "published"
+        if not (store / "manifest.json").is_file():
+            with lists[0].open("rb") as file:  # how many references a line has, the first one tells
+                count = len(file.readline().split()) - 1
+            plain(references_)(context, data, k=max(count, 1), published=lists)
+        inputs = read_manifest(store, "references").inputs
+        if {digest_file(path) for path in lists} != {value for name, value in inputs.items() if name != "ids"}:
+            raise ArtifactError(f"{store} was read from other lists than these: choose another folder with --data")
+        chosen["references"] = "published"
+    if not any((data / "features").glob("*/manifest.json")):
+        raise UsageError(
+            f"{model} is a converted checkpoint, which has no backbone: pass the files with its features, "
+            f"--published-features FOLDER (and --published-references LIST for its references)"
+        )
+    return chosen
+
+
+def _features_of(
+    context: Context, model: Model, table: Table, data: Path, weights: str | None, semantic_weights: str | None
+) -> dict[str, Any]:
+    """The features of `data` that a model needs, NAME:RANGE for semantic and nodes; made where they are not there."""
+    from milnet.artifacts import read_manifest
     from milnet.extraction import extract, load_extractor
-    from milnet.recipes import load_reducer
     from milnet.reduction import apply_reducer
     from milnet.scoring import where_weights
 
-    fitted, _ = load_model(model)
-    table, _ = load_table(data)
     folder = data / "features"
     made = {path.parent.name: read_manifest(path.parent, "features") for path in sorted(folder.glob("*/manifest.json"))}
-    names = []
-    for role in ("semantic", "maps" if fitted.recipe.takes_maps else "nodes"):
-        part = fitted.features[role]
-        label = part["name"].removesuffix(":wide").partition(":")
-        given, option = (semantic_weights, "--semantic-weights") if role == "semantic" else (weights, "--weights")
+    chosen: dict[str, Any] = {}
+    for role in ("semantic", "maps" if model.recipe.takes_maps else "nodes"):
+        part = model.features[role]
+        label, _, span = part["name"].removesuffix(":wide").partition(":")
         fitting = [name for name, one in made.items() if _is_kind(one, part["extraction"], maps=role == "maps")]
-        if not fitting:
-            config = part["extraction"]
-            reducing = "reducer" in config
-            pooling = part.get("pooling") or (config.get("wide") or {}).get("pooling")
-            how: Any = {"offline": context.offline, "device": context.compute_device(), "pooling": pooling}
+        if fitting:
+            name = fitting[0]
+        else:
+            name = next(free for i in range(len(made) + 1) if (free := f"{label}-{i}" if i else label) not in made)
+            given, option = (semantic_weights, "--semantic-weights") if role == "semantic" else (weights, "--weights")
+            pooling = part.get("pooling") or (part["extraction"].get("wide") or {}).get("pooling")
             place = where_weights(part, given, option)
-            extractor = load_extractor(config, place, **how)
+            how: Any = {"offline": context.offline, "device": context.compute_device(), "pooling": pooling}
+            extractor = load_extractor(part["extraction"], place, **how)
             with context.progress() as progress:
-                if reducing:
-                    reducer, _, _ = load_reducer(model)
-                    one = apply_reducer(
-                        reducer, table, extractor, folder / label[0], dict(config), weights=place, progress=progress
-                    )
+                if "reducer" in part["extraction"]:
+                    one = apply_reducer(model, table, extractor, folder / name, weights=place, progress=progress)
                 else:
                     stored: Any = "float16" if role == "maps" else None
-                    one = extract(table, folder / label[0], extractor, weights=place, wide=stored, progress=progress)
-            made[label[0]] = one
-            fitting = [label[0]]
-        names.append(fitting[0] if role == "maps" else f"{fitting[0]}:{label[2] or 'taps'}")
-    return names[0], names[1]
+                    one = extract(table, folder / name, extractor, weights=place, wide=stored, progress=progress)
+            made[name] = one
+        chosen["semantic" if role == "semantic" else "nodes"] = name if role == "maps" else f"{name}:{span or 'taps'}"
+    return chosen
 
 
 def _is_kind(one: Manifest, extraction: Mapping[str, Any], *, maps: bool) -> bool:

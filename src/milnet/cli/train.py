@@ -79,7 +79,10 @@ def train(
         int | None, typer.Option(min=1, help="As in `features`, of the node features.", rich_help_panel=WITH)
     ] = None,
 ) -> Mapping[str, Any]:
-    """Train a recipe on DATA, or on a data set by its name; the training photos become the model's pool."""
+    """Train a recipe on DATA, or on a data set by its name; the training photos become the model's pool.
+
+    With --dataset everything in between is made as well, and a stopped command goes on without --resume.
+    """
     if output is None:
         raise UsageError("expected a MODEL folder to make: -o MODEL")
     if dataset is not None or dataroot is not None:
@@ -87,12 +90,14 @@ def train(
             raise UsageError("expected either DATA, or --dataset NAME and --dataroot DIR")
         if semantic is not None or nodes is not None:
             raise UsageError("--semantic and --nodes go with DATA; with --dataset the backbones decide")
-        chain = Chain(backbone, weights, semantic_backbone, semantic_weights, maps, size, tuple(reduce_settings or ()))
-        options = {
-            "recipe": recipe, "settings": settings, "split": split, "group": group, "seed": seed,
-            "references": references, "tensorboard": tensorboard,
-        }  # fmt: skip
-        return train_by_name(context, dataset, dataroot, output, work, chain, overwrite=overwrite, **options)
+        chain = Chain(
+            backbone, weights, semantic_backbone, semantic_weights, maps, size, tuple(reduce_settings or ()), seed,
+            split, group,
+        )  # fmt: skip
+        return train_by_name(
+            context, dataset, dataroot, output, work, chain, recipe=recipe, settings=settings, overwrite=overwrite,
+            references=references, tensorboard=tensorboard,
+        )  # fmt: skip
     if data is None:
         raise UsageError("expected DATA, or --dataset NAME and --dataroot DIR")
     import torch
@@ -114,6 +119,8 @@ def train(
     features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
     if group is not None:
         table.column(group)
+    if features.reducer is not None and features.config["semantic"]["digest"] == features.config["nodes"]["digest"]:
+        context.warn("references are found by reduced features: `milnet score` cannot use such a model")
     rows, tested = training_side(context, table, features, split)
     folder = run_folder(output, resume=resume, overwrite=overwrite)
     identity = {
@@ -157,4 +164,5 @@ def train(
         "epochs": model.epochs,
         "pool": len(model.pool),
         "validation": best,
+        "waiting": waited,  # share of the training spent waiting for data
     }

@@ -69,10 +69,9 @@ def seed_layout(root: Path, protocol: Protocol) -> tuple[Path, AvaOptions]:
         ROOT/images/                   ID.jpg                                 (or image/, the list folder, ROOT)
 
     The page prints `test_19998.txt` in the folder of 19928 too: it is taken there when there is no `test_19928.txt`.
-    The names of AVA's release are found as well. Raises UsageError when something is not there.
+    The names of AVA's release are found as well; without photos `images` is None. Raises UsageError when a file is not
+    there.
     """
-    if not root.is_dir():
-        raise UsageError(f"--dataroot {root}: there is no such folder")
     below = root / f"{protocol}_aesthetic_image_list"
     folders = [folder for folder in (below, root) if folder.is_dir()]
 
@@ -92,15 +91,13 @@ def seed_layout(root: Path, protocol: Protocol) -> tuple[Path, AvaOptions]:
     trains = (f"train_{protocol}.txt", *_TRAIN[protocol])
     places = [root / "images", root / "image", *folders]
     photos = next((place for place in places if place.is_dir() and any(_photos(place))), None)
-    if photos is None:
-        raise UsageError(f"expected photos ID.jpg in {root}/images")
-    options = AvaOptions(
-        labels=None,
-        train_list=first(trains, "the list of training photos", needed=protocol == "19998"),
-        test_list=first(tests, "the list of test photos"),
-        images=photos,
-    )
-    return labels, options
+    train_list = first(trains, "the list of training photos", needed=protocol == "19998")
+    return labels, AvaOptions(train_list=train_list, test_list=first(tests, "the list of test photos"), images=photos)
+
+
+def _has_seed_layout(folder: Path, protocol: Protocol) -> bool:
+    own = (folder / f"AVA_{protocol}.txt").is_file() and not any((folder / name).is_file() for name in _LABELS)
+    return own or (folder / f"{protocol}_aesthetic_image_list").is_dir()
 
 
 def _photos(folder: Path) -> Iterator[Path]:
@@ -120,7 +117,7 @@ class _Labels:
 def read_ava(
     source: Path, problems: Problems, options: AvaOptions | None = None, *, protocol: Protocol = "19928"
 ) -> Imported:
-    """Read AVA from its folder, or from the label file with the lists beside it.
+    """Read AVA from its folder, from one laid out as `seed_layout` says, or from the label file with lists beside it.
 
     Gives values 1..10, the threshold 5, columns split ("train", "test", or "" for neither) and, where the labels have
     them, challenge, tag1, tag2 ("" for none; tags by name when tags.txt is there). The source names the protocol and
@@ -133,6 +130,15 @@ def read_ava(
     folder = source.parent if source.is_file() else source
     if not folder.is_dir():
         raise UsageError(f"expected the folder of AVA or its AVA.txt, got {source}")
+    if source.is_dir() and _has_seed_layout(source, protocol):
+        source, found = seed_layout(source, protocol)
+        source = options.labels or source
+        options = AvaOptions(
+            train_list=options.train_list or found.train_list,
+            test_list=options.test_list or found.test_list,
+            images=options.images or found.images,
+        )
+        folder = source.parent
     labels_file = (
         source
         if source.is_file()
