@@ -81,3 +81,25 @@ def test_one_fold_is_that_of_the_cross_validation(tmp_path: Path, capsys: pytest
     at = predictions.fold == 1
     expected = srcc(table.scores[predictions.rows[at]], predictions.distributions[0][at] @ table.values)
     assert f"fold 1, 30 photos: SRCC {expected:.4f}" in capsys.readouterr().out
+
+
+def test_paired_differences_are_those_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From two runs' files the same numbers come as from `crossvalidate --against` within one."""
+    from test_cli import milnet
+    from test_reducer import data_folder, wide_features
+
+    paired: Any = import_module("paired")
+    table = made.table()
+    data_folder(tmp_path / "data", table, wide_features(table))
+    options = ["--set", "width=8", "--set", "epochs=2", "--folds", "fold", "--seeds", 2]
+    (tmp_path / "other.toml").write_text("width = 8\nepochs = 2\ndropout = 0.1\n")
+    how = [tmp_path / "data", *options, "--against", tmp_path / "other.toml", "-o", tmp_path / "both.json"]
+    said = milnet("crossvalidate", *how).stdout
+    milnet(
+        "crossvalidate", tmp_path / "data", "--recipe", tmp_path / "other.toml", *options[4:], "-o", tmp_path / "b.json"
+    )
+    paired.main([str(tmp_path / "data"), str(tmp_path / "both.json"), str(tmp_path / "b.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("both.json minus b.json, seeds 0, 1") and len(lines) == 4
+    for line in lines[1:]:
+        assert line in said
