@@ -2,7 +2,7 @@
 
     python benchmarks/batches.py
 
-Ours: `milnet.training.Samples.batch` on one float16 array, read from a memory map (what a data set above 1 GiB gets)
+Ours: `milnet.samples.Samples.batch` on one float16 array, read from a memory map (what a data set above 1 GiB gets)
 and from memory (a smaller one), both with the photo and its references gathered as the network sees them.
 Theirs: the way of the authors' 2022 release (docs/method.md, section 2, golden values: one pickle a photo, named by the
 bare id, (1, 6144) float32; votes and references found by scanning a table for the id). Two transcriptions:
@@ -32,12 +32,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from milnet import training
+from milnet import samples as samples_module
 from milnet.annotations import FloatArray, IntArray
 from milnet.model.common import gather_nodes
 from milnet.pool import RatedPool
 from milnet.references import References
-from milnet.training import Samples
+from milnet.samples import Samples
 from timing import Ratio, alternate, machine
 
 TOLERANCE = 1e-3  # float16 against float32, numbers in [0, 1)
@@ -151,12 +151,12 @@ def make_both(
     totals = np.ones(photos)
     pool = RatedPool(ids, empty, empty, distributions, totals, nodes[:, :1], nodes, rows, None)
     published = kind(folder / "pickles", *published_tables(distributions, index, max(table, photos), generator))
-    limit = training._IN_MEMORY
+    limit = samples_module.IN_MEMORY
     both = []
     for bytes_ in (0, 1 << 40):  # which branch is taken is decided when the samples are made
-        training._IN_MEMORY = bytes_
+        samples_module.IN_MEMORY = bytes_
         both.append(Samples(nodes, rows, pool, References(index, similarity), distributions))
-    training._IN_MEMORY = limit
+    samples_module.IN_MEMORY = limit
     return published, both[0], both[1]
 
 

@@ -25,8 +25,9 @@ from milnet.features import load_feature_set, torch_threads
 from milnet.losses import make_loss
 from milnet.pool import RatedPool, find_store
 from milnet.recipe import load_recipe, make_network
+from milnet.samples import Samples
 from milnet.splits import training_rows
-from milnet.training import Plan, Run, Samples, moments, train_epochs
+from milnet.training import Plan, Run, moments, train_epochs
 from timing import machine
 
 

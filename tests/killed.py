@@ -75,7 +75,7 @@ def extract(folder: str, photos: str) -> None:
 
     from milnet.backbones import load_backbone
     from milnet.extraction import Extractor, Preprocess
-    from milnet.extraction import extract as run
+    from milnet.storing import extract as run
 
     torch.set_num_threads(1)
     table = replace(made.table(), image_root=Path(photos))

@@ -10,8 +10,9 @@ import pytest
 
 import made
 from milnet.errors import ArtifactError, UsageError
-from milnet.extraction import Extractor, Preprocess, extract
+from milnet.extraction import Extractor, Preprocess
 from milnet.features import Features, load_feature_set, same_pixels, take_rows
+from milnet.storing import extract
 
 pytestmark = made.needs_timm
 

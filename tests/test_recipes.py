@@ -18,8 +18,9 @@ from milnet.errors import ArtifactError, NumericError, UsageError
 from milnet.metrics import srcc
 from milnet.recipe import SMALL, Recipe, load_recipe
 from milnet.recipes import Model, fit
+from milnet.samples import epoch_batches
 from milnet.splits import Split
-from milnet.training import best_epoch, epoch_batches, stalled
+from milnet.training import best_epoch, stalled
 
 SINGLE = Recipe(width=16, epochs=8, patience=4, batch=16, calibration_folds=2)
 GRAPH = replace(SINGLE, name="published", model="graph", depth=2)

@@ -16,7 +16,7 @@ import made
 import milnet
 from milnet.checkpoints import save_model
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
-from milnet.extraction import Extractor, Preprocess, extract
+from milnet.extraction import Extractor, Preprocess
 from milnet.features import load_feature_set
 from milnet.library import find_photos
 from milnet.outputs import columns, write_scores
@@ -24,6 +24,7 @@ from milnet.recipe import Recipe
 from milnet.recipes import fit
 from milnet.scoring import Journal, Score, Scorer, score_files, with_folder_percentiles
 from milnet.splits import Split
+from milnet.storing import extract
 
 pytestmark = made.needs_timm
 RECIPE = Recipe(name="published", model="graph", width=8, depth=1, epochs=3, patience=3, batch=16, calibration_folds=2)

@@ -17,9 +17,10 @@ import made
 from milnet.annotations import Table, load_table
 from milnet.backbones import load_backbone
 from milnet.errors import ImageError, UsageError
-from milnet.extraction import Extractor, Preprocess, StreamedMaps, default_batch, extract, wide_bytes
+from milnet.extraction import Extractor, Preprocess, StreamedMaps, default_batch
 from milnet.features import Features, load_feature_set
 from milnet.images import original_size
+from milnet.storing import extract, wide_bytes
 from test_cli import milnet
 
 pytestmark = made.needs_timm
@@ -135,7 +136,7 @@ def test_default_batches() -> None:
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = rated(tmp_path)
-    monkeypatch.setattr("milnet.extraction._free", lambda folder: 1000)
+    monkeypatch.setattr("milnet.storing._free", lambda folder: 1000)
     with pytest.raises(UsageError, match=r"maps of 12 photos take .* GB more as float16, but .* int8, on another disk"):
         extract(table, tmp_path / "features" / "f", extractor(), weights="random:0", wide="float16")
 

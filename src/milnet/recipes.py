@@ -38,8 +38,9 @@ from milnet.model.reducer import Reducer
 from milnet.pool import RatedPool, Store
 from milnet.recipe import SMALL, Network, Recipe, make_network
 from milnet.references import References
+from milnet.samples import Samples
 from milnet.splits import Split
-from milnet.training import Plan, Run, Samples, best_epoch, moments, predict, train_epochs
+from milnet.training import Plan, Run, best_epoch, moments, predict, train_epochs
 
 _REDUCED_AT_ONCE = 64  # photos whose maps are in memory together while they are reduced
 

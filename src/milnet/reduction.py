@@ -33,12 +33,13 @@ from milnet.artifacts import (
 )
 from milnet.checkpoints import save_reducer
 from milnet.errors import ArtifactError, UsageError
-from milnet.extraction import Change, Extractor, extract
+from milnet.extraction import Extractor
 from milnet.features import FeatureSet, Progress, photos_digest, seen_lines, torch_threads
 from milnet.model.reducer import Reducer
 from milnet.recipe import Recipe
 from milnet.recipes import Model, fit, reduce_into, require_maps
 from milnet.splits import Split
+from milnet.storing import Change, extract
 from milnet.training import Run
 
 _FILES = ("features.npy", "pixels.txt", "readable.npy", "reducer.json", "reducer.safetensors", "seen.txt")

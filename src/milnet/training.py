@@ -12,7 +12,6 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,137 +24,12 @@ from torch import Tensor, nn
 
 from milnet.annotations import IntArray
 from milnet.artifacts import atomic_path, canonical_json, differences, write_text
-from milnet.errors import ArtifactError, MissingExtraError, NumericError, UsageError
-from milnet.features import Maps, Progress, stored_rows
+from milnet.errors import ArtifactError, MissingExtraError, NumericError
+from milnet.features import Maps, Progress
 from milnet.losses import Loss
-from milnet.model.common import Pool
-from milnet.pool import RatedPool
-from milnet.references import References
+from milnet.samples import IN_MEMORY, Batch, Samples, epoch_batches
 
 Precision = Literal["no", "bf16", "fp16"]
-_IN_MEMORY = 1 << 30  # bytes of node features that are kept as one tensor; above it rows are read batch by batch
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Input of a network, and the true distributions when there are any. Networks widen float16 features."""
-
-    photo: Tensor  # [B, D]
-    pool: Pool | None  # only the pool rows this batch needs
-    index: Tensor | None  # [B, K] into `pool`
-    similarity: Tensor | None  # [B, K]
-    keep: Tensor | None  # [B, K] False where a reference is missing
-    target: Tensor | None  # [B, S]
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
-
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        pool = None if self.pool is None else Pool(self.pool.nodes.to(device), self.pool.distributions.to(device))
-        return Batch(
-            self.photo.to(device), pool, move(self.index), move(self.similarity), move(self.keep), move(self.target)
-        )
-
-
-class Samples:
-    """n photos with their references, served as batches of tensors.
-
-    `nodes` [M, D] (or maps [M, 25, D]) with the photos at `rows` [n]; `references` into `pool` or None; `targets`
-    [n, S] or None. Each batch reads the rows it needs once, in ascending order.
-    """
-
-    def __init__(
-        self,
-        nodes: NDArray[Any] | Maps,
-        rows: IntArray,
-        pool: RatedPool | None = None,
-        references: References | None = None,
-        targets: NDArray[Any] | None = None,
-    ) -> None:
-        self.rows, self.pool, self.references, self.targets = rows, pool, references, targets
-        if references is not None and not references.found[:, 0].all():
-            raise UsageError("a photo has no reference at all: the pool is too small, or its group is all of it")
-        self.are_maps = len(nodes.shape) > 2
-        self._photos = _Rows(nodes, rows)
-        self._pool_nodes = None if pool is None or references is None else _Rows(pool.nodes, pool.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether a batch is made without reading from a disk."""
-        pool = self._pool_nodes
-        return self._photos.tensor is not None and (pool is None or pool.tensor is not None)
-
-    def batches(self, picks: list[IntArray]) -> Iterator[tuple[Batch, float]]:
-        """The batches of `picks` in turn, each with the seconds spent waiting for it.
-
-        What is read from a disk is read ahead, one batch in a second thread.
-        """
-        if self.in_memory:
-            for some in picks:
-                began = time.perf_counter()
-                batch = self.batch(some)
-                yield batch, time.perf_counter() - began
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="milnet-batches") as executor:
-            following = [executor.submit(self.batch, some) for some in picks[:2]]
-            try:
-                for i in range(len(picks)):
-                    began = time.perf_counter()
-                    batch = following.pop(0).result()
-                    waited = time.perf_counter() - began
-                    if i + 2 < len(picks):
-                        following.append(executor.submit(self.batch, picks[i + 2]))
-                    yield batch, waited
-            finally:
-                executor.shutdown(wait=True, cancel_futures=True)
-
-    def batch(self, picks: IntArray) -> Batch:
-        """The batch of samples `picks` [B]."""
-        photo = self._photos.take(picks)
-        target = None if self.targets is None else torch.from_numpy(self.targets[picks].astype(np.float32))
-        if self.pool is None or self.references is None or self._pool_nodes is None:
-            return Batch(photo, None, None, None, None, target)
-        found = self.references.index[picks]
-        keep = found >= 0
-        # A place that could not be filled repeats the best reference, for networks that want exactly K.
-        needed, index = np.unique(np.where(keep, found, found[:, :1]), return_inverse=True)
-        pool = Pool(self._pool_nodes.take(needed), torch.from_numpy(self.pool.distributions[needed].astype(np.float32)))
-        return Batch(
-            photo,
-            pool,
-            torch.from_numpy(index.reshape(found.shape)),
-            torch.from_numpy(self.references.similarity[picks]),
-            torch.from_numpy(keep),
-            target,
-        )
-
-
-class _Rows:
-    """Rows of a feature array as stored: one tensor when that is small, else read from the memory map when asked."""
-
-    def __init__(self, array: NDArray[Any] | Maps, rows: IntArray) -> None:
-        self.array, self.rows = array, rows
-        small = len(rows) * math.prod(array.shape[1:]) * array.itemsize <= _IN_MEMORY
-        self.tensor = torch.from_numpy(stored_rows(array, rows)) if small else None
-
-    def take(self, picks: IntArray) -> Tensor:
-        if self.tensor is not None:
-            return self.tensor[torch.from_numpy(picks)]
-        return torch.from_numpy(stored_rows(self.array, self.rows[picks]))
-
-
-def epoch_batches(n: int, size: int, seed: int, phase: str, epoch: int) -> list[IntArray]:
-    """The shuffled order of an epoch, cut into nearly equal batches of about `size`.
-
-    No batch holds a single photo (unless n is 1): batch norm could not use it.
-    """
-    order = np.random.default_rng([seed, zlib.crc32(phase.encode()), epoch]).permutation(n)
-    return [part.astype(np.int64) for part in np.array_split(order, max(1, min(-(-n // size), n // 2)))]
 
 
 class Run:
@@ -223,7 +97,7 @@ class Run:
 
     def array(self, name: str, shape: tuple[int, int]) -> NDArray[np.float16]:
         """A float16 array of NaN, on the disk of this run where it is large."""
-        if self.folder is None or 2 * math.prod(shape) <= _IN_MEMORY:
+        if self.folder is None or 2 * math.prod(shape) <= IN_MEMORY:
             return np.full(shape, np.nan, np.float16)
         array: NDArray[np.float16] = np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.float16, shape)
         array[:] = np.nan

@@ -165,7 +165,7 @@ def _maps(context: Context, data: Path, chain: Chain, extractor: Extractor) -> s
     """`auto` takes what is there or has begun, else what fits into half of the free space."""
     from milnet.annotations import load_table
     from milnet.artifacts import read_json, read_manifest
-    from milnet.extraction import wide_bytes
+    from milnet.storing import wide_bytes
 
     if chain.maps != "auto":
         return chain.maps

@@ -121,8 +121,8 @@ def extract_features(
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
     """Extract, and say what was made."""
-    from milnet.extraction import extract
     from milnet.features import Features, same_pixels
+    from milnet.storing import extract
 
     began = time.monotonic()
     place = weights_place(weights)

@@ -141,9 +141,10 @@ def _features_of(
 ) -> dict[str, Any]:
     """The features of `data` that a model needs, NAME:RANGE for semantic and nodes; made where they are not there."""
     from milnet.artifacts import read_manifest
-    from milnet.extraction import extract, load_extractor
+    from milnet.extraction import load_extractor
     from milnet.reduction import apply_reducer
     from milnet.scoring import where_weights
+    from milnet.storing import extract
 
     folder = data / "features"
     made = {path.parent.name: read_manifest(path.parent, "features") for path in sorted(folder.glob("*/manifest.json"))}
