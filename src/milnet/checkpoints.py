@@ -138,12 +138,11 @@ def _save_pool(model: Model, folder: Path) -> None:
 
 def _write_rows(path: Path, array: NDArray[Any], rows: IntArray, block: int = 8192) -> None:
     """Rows of a perhaps memory-mapped array as float16, block by block: a pool of AVA's size is 4 GB."""
-    with atomic_path(path) as temporary:
-        target = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(rows), array.shape[1]))
-        for start in range(0, len(rows), block):
-            target[start : start + block] = stored_rows(array, rows[start : start + block])
-        target.flush()
-        del target
+    header = {"descr": "<f2", "fortran_order": False, "shape": (len(rows), array.shape[1])}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(rows), block):  # not through a memory map, which would stay in memory as a whole
+            file.write(stored_rows(array, rows[start : start + block]).astype("<f2").tobytes())
 
 
 def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tuple[Model, Manifest]:
