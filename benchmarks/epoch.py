@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from milnet import samples as samples_module
 from milnet.annotations import load_table
 from milnet.features import load_feature_set, torch_threads
 from milnet.losses import make_loss
@@ -46,15 +47,17 @@ def main(arguments: list[str] | None = None) -> None:
     rows = training_rows(table)
     recipe = load_recipe("published", options.set).resolve(len(rows))
     assert recipe.batch and recipe.learning_rate and recipe.decay is not None and recipe.weight_decay is not None
-    if options.steps:
-        rows = rows[: options.steps * recipe.batch]
     pool = RatedPool.of(table, features, rows)
     store = find_store(options.data, features, rows, None)
+    if options.steps:  # photos from all over, as an epoch takes them, with references among all
+        rows = np.sort(np.random.default_rng(0).choice(rows, options.steps * recipe.batch, replace=False))
     found = pool.find(
         features.semantic, recipe.references, rows=rows, store=store, queries=rows,
         ids=[table.ids[row] for row in rows], pixels=[features.pixels[row] for row in rows],
     )  # fmt: skip
+    limit, samples_module.IN_MEMORY = samples_module.IN_MEMORY, 0  # as at AVA's size, however few photos there are
     samples = Samples(features.nodes, rows, pool, found, table.take(rows).distributions)
+    samples_module.IN_MEMORY = limit
     network = make_network(recipe, features.nodes.shape[1], table.votes.shape[1], 0)
     network.standardise.set(*moments(features.nodes, rows))
     identity = {"data": manifest.digest, "steps": options.steps}

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--features", help="features with float16 maps")
     parser.add_argument("--folds", default="fold_random")
     parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], help="a field of the recipe reducer")
     options = parser.parse_args(arguments)
     print(machine())
@@ -52,8 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     task, true = Task(table.values, table.threshold, table.side), table.distributions[test]
     as_bytes = replace(features, maps=packed)
     split = splits.Split(train, test, folds.group)
-    model = fit(recipe, table, features, split, 0)
-    again = fit(recipe, table, as_bytes, split, 0)
+    model = fit(recipe, table, features, split, options.seed)
+    again = fit(recipe, table, as_bytes, split, options.seed)
     base = predict_rows(model, table, features, test)
     for name, p in (
         ("float16, tested on float16", base),

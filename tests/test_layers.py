@@ -14,8 +14,8 @@ import milnet
 ORDER = [
     "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
     "features", "pickles", "mlsp", "backbones", "extraction", "storing", "references", "pool", "published_files",
-    "model", "losses", "metrics", "samples", "training", "recipe", "recipes", "checkpoints", "reduction", "published", "results",
-    "evaluation", "figures", "scoring", "library", "outputs", "cli", "__main__",
+    "model", "losses", "metrics", "samples", "training", "recipe", "recipes", "checkpoints", "reduction", "published",
+    "results", "evaluation", "figures", "scoring", "library", "outputs", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
     "import",
