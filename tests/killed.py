@@ -70,7 +70,7 @@ def train(folder: str, in_write: int = 0) -> None:
 
 
 def extract(folder: str, photos: str) -> None:
-    """A whole extraction into `folder`/features, marking rows as done at every photo."""
+    """A whole extraction with wide maps into `folder`/features, marking rows as done at every photo."""
     from dataclasses import replace
 
     from milnet.backbones import load_backbone
@@ -79,8 +79,10 @@ def extract(folder: str, photos: str) -> None:
 
     torch.set_num_threads(1)
     table = replace(made.table(), image_root=Path(photos))
-    extractor = Extractor.build(load_backbone("timm/test_resnet", "random:0"), Preprocess(size=64), batch=4, workers=2)
-    run(table, Path(folder) / "features", extractor, weights="random:0", save_seconds=0)
+    extractor = Extractor.build(
+        load_backbone("timm/test_resnet", "random:0"), Preprocess(size=64), batch=4, workers=2, pooling="area"
+    )
+    run(table, Path(folder) / "features", extractor, weights="random:0", wide="int8", save_seconds=0)
 
 
 def survives(work: Callable[..., None], *arguments: Any, seconds: float | None = None) -> bool:

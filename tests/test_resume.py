@@ -64,7 +64,7 @@ def test_kills_of_an_extraction_change_no_byte(tmp_path: Path) -> None:
     assert whole.digest == resumed.digest
     verify_files(tmp_path / "killed" / "features", resumed)
     assert sorted(p.name for p in (tmp_path / "killed" / "features").iterdir()) == [
-        "errors.csv", "features.npy", "manifest.json", "pixels.txt",
+        "errors.csv", "features.npy", "manifest.json", "pixels.txt", "wide.npy", "wide_range.npy",
     ]  # fmt: skip
 
 
