@@ -13,7 +13,7 @@ import milnet
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
     "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
-    "features", "pickles", "mlsp", "backbones", "extraction", "storing", "references", "pool", "published_files",
+    "features", "mlsp", "pickles", "backbones", "extraction", "storing", "references", "pool", "published_files",
     "model", "losses", "metrics", "samples", "training", "recipe", "recipes", "checkpoints", "reduction", "published",
     "results", "evaluation", "figures", "scoring", "library", "outputs", "cli", "__main__",
 ]  # fmt: skip

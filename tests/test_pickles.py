@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from milnet.annotations import Table
 from milnet.artifacts import read_array, read_lines, read_manifest, verify_files
 from milnet.errors import ArtifactError, MilnetError, NumericError, UsageError
-from milnet.features import photos_digest
+from milnet.features import Features, photos_digest
 from milnet.pickles import MAX_BYTES, import_features, read_array_pickle
 
 ARRAY = np.array([[1.5, -2, 3]], np.float32)
@@ -414,6 +414,16 @@ def test_import_of_narrow_and_wide_features(tmp_path, table):
     import_features(table, tmp_path / "wide", tmp_path / "b", narrow=True)
     means = arrays["7"].astype(np.float64).mean((0, 2, 3))
     np.testing.assert_array_equal(read_array(tmp_path / "b" / "features.npy")[0], means.astype(np.float16))
+    # the maps themselves, cell y * 5 + x, for a reducer
+    manifest = import_features(table, tmp_path / "wide", tmp_path / "c", wide=True)
+    assert manifest.config["wide"] == {"pooling": "adaptive", "cells": 5, "stored": "float16"}
+    made = Features(tmp_path / "c", table)
+    assert made.maps is not None and made.maps.shape == (len(table), 25, 6)
+    np.testing.assert_array_equal(made.maps[0][8], arrays["7"][0, :, 1, 3].astype(np.float16))
+    np.testing.assert_array_equal(made.values[0], means.astype(np.float16))
+    with pytest.raises(UsageError, match=r"holds \(1, 6, 1, 1\), no maps \(1, D, 5, 5\): leave --wide out"):
+        import_features(table, tmp_path / "narrow", tmp_path / "d", wide=True)
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from milnet.artifacts import (
 from milnet.datasets.imported import files_below
 from milnet.errors import ArtifactError, MilnetError, NumericError, UsageError
 from milnet.features import Progress, photos_digest
+from milnet.mlsp import CELLS
 
 MAX_BYTES = 64 << 20  # of a file; the largest published one has 1.7 MB
 
@@ -344,18 +345,20 @@ def import_features(
     folder: Path,
     *,
     narrow: bool = False,
+    wide: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     problems: list[MilnetError] | None = None,
 ) -> Manifest:
     """Write the features folder of `table` from the published code's files in `source`, one named by each photo's id.
 
-    Arrays (1, D) and (1, D, 1, 1) become rows [N, D] float16; (1, D, H, W), the wide features, only with `narrow`, as
-    the means of their cells. Photos without a file are unreadable and listed in errors.csv. There are no pixels to
-    digest, so pixels.txt is empty and `readable.npy` (bool [N]) says which rows count. Raises ArtifactError when no
-    photo has a file, for a file that is no array of floats or of another shape than the first, NumericError for a
-    number that is not finite or does not fit float16; with a list of `problems` these go there instead, and their
-    photos are unreadable. Raises UsageError for wide features without `narrow`.
+    Arrays (1, D) and (1, D, 1, 1) become rows [N, D] float16; (1, D, 5, 5), the wide features, only with `narrow` or
+    `wide`, as the means of their cells, and with `wide` the maps are stored beside them, for a reducer. Photos without a
+    file are unreadable and listed in errors.csv. There are no pixels to digest, so pixels.txt is empty and
+    `readable.npy` (bool [N]) says which rows count. Raises ArtifactError when no photo has a file, for a file that is no
+    array of floats or of another shape than the first, NumericError for a number that is not finite or does not fit
+    float16; with a list of `problems` these go there instead, and their photos are unreadable. Raises UsageError for
+    wide features without `narrow` or `wide`, and for `wide` without them.
     """
     try:
         names = files_below(source)
@@ -372,18 +375,25 @@ def import_features(
     readable = np.zeros(len(table), np.bool_)
     with new_folder(folder, "features", overwrite=overwrite) as building:
         stored: np.memmap[Any, np.dtype[np.float16]] | None = None
+        maps: np.memmap[Any, np.dtype[np.float16]] | None = None
         shape: tuple[int, ...] = ()
         for done, row in enumerate(rows):
             if progress is not None:
                 progress(done, len(rows), "files")
             file = source / table.ids[row]
             try:
-                numbers, found = _row(file, narrow)
+                cells, found = _row(file, narrow or wide)
+                numbers = cells.mean(1)
                 if stored is None:
                     # Only now is the width known; rows that are not written stay NaN.
                     shape, size = found, (len(table), len(numbers))
                     stored = np.lib.format.open_memmap(building / "features.npy", "w+", np.float16, size)
                     stored[:] = np.nan
+                    if wide:
+                        if cells.shape[1] != CELLS * CELLS:
+                            raise UsageError(f"{file} holds {found}, no maps (1, D, 5, 5): leave --wide out")
+                        room = (len(table), CELLS * CELLS, len(numbers))
+                        maps = np.lib.format.open_memmap(building / "wide.npy", "w+", np.float16, room)
                 if found != shape:
                     raise ArtifactError(f"{file}: expected an array {shape} like the first one, got {found}")
             except (ArtifactError, NumericError) as error:
@@ -393,6 +403,8 @@ def import_features(
                 errors[row] = (str(file), str(error))
                 continue
             stored[row], readable[row] = numbers, True
+            if maps is not None:
+                maps[row] = cells.T
         if progress is not None:
             progress(len(rows), len(rows), "files")
         if stored is None:
@@ -402,6 +414,10 @@ def import_features(
         width = stored.shape[1]
         stored.flush()
         del stored
+        files = ["features.npy", "pixels.txt", "readable.npy"]
+        if maps is not None:
+            maps.flush()
+            files.append("wide.npy")
         write_array(building / "readable.npy", readable)
         write_lines(building / "pixels.txt", [""] * len(table))
         text = io.StringIO()
@@ -419,8 +435,10 @@ def import_features(
                 "normalisation": {},
                 "ranges": {"taps": [0, width], "last": [0, width]},
                 "seen": "unknown (published files)",
+                # how the published code pools
+                **({} if maps is None else {"wide": {"pooling": "adaptive", "cells": CELLS, "stored": "float16"}}),
             },
-            files={name: digest_file(building / name) for name in ("features.npy", "pixels.txt", "readable.npy")},
+            files={name: digest_file(building / name) for name in files},
             inputs={"photos": photos_digest(table)},
             counts={"photos": int(readable.sum()), "unreadable": len(errors)},
             notes={"weights": "unknown", "source": str(source.resolve())},
@@ -429,19 +447,19 @@ def import_features(
     return manifest
 
 
-def _row(file: Path, narrow: bool) -> tuple[NDArray[np.float16], tuple[int, ...]]:
-    """The numbers of one photo, [D], and the shape of the array they were in."""
+def _row(file: Path, wide: bool) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    """The cells of one photo, [D, cells], all fit for float16, and the shape of the array they were in."""
     array = read_array_pickle(file)
     if array.ndim not in (2, 4) or array.shape[0] != 1:
         raise ArtifactError(f"{file}: expected an array (1, D), (1, D, 1, 1) or (1, D, 5, 5), got {array.shape}")
     cells = array.reshape(array.shape[1], -1).astype(np.float64)
-    if cells.shape[1] > 1 and not narrow:
+    if cells.shape[1] > 1 and not wide:
         raise UsageError(
             f"{file} holds wide features {array.shape}, a map of {cells.shape[1]} cells for each number: pass --narrow "
-            "(narrow=True) to import the means of the cells"
+            "(narrow=True) to import the means of the cells, or --wide float16 to keep the maps for a reducer as well"
         )
     with np.errstate(over="ignore"):
-        numbers: NDArray[np.float16] = cells.mean(1).astype(np.float16)
-    if not np.isfinite(numbers).all():
+        fits = np.isfinite(cells.astype(np.float16)).all()
+    if not fits:
         raise NumericError(f"{file}: a number does not fit float16: {np.abs(cells).max():.4g} is above 65504")
-    return numbers, array.shape
+    return cells, array.shape

@@ -101,7 +101,11 @@ def features(
             raise UsageError(f"--images {images}: there is no such folder")
         table = replace(table, image_root=images)
     if published is not None:
-        return _published_features(context, table, published, folder, narrow=narrow, overwrite=overwrite)
+        if wide not in (None, "float16"):
+            raise UsageError(f"--wide {wide}: with --published expected float16")
+        return _published_features(
+            context, table, published, folder, narrow=narrow, wide=wide is not None, overwrite=overwrite
+        )
     assert backbone is not None
     extractor = make_extractor(
         context, backbone, weights, size=size, fit=fit, preprocess=preprocess, pooling=pooling, wide=wide, draft=draft,
@@ -224,14 +228,16 @@ def make_extractor(
 
 
 def _published_features(
-    context: Context, table: Table, source: Path, folder: Path, *, narrow: bool, overwrite: bool
+    context: Context, table: Table, source: Path, folder: Path, *, narrow: bool, wide: bool, overwrite: bool
 ) -> Mapping[str, Any]:
     """The features that the published code wrote, one pickle a photo."""
     from milnet.pickles import import_features
 
     began = time.monotonic()
     with context.progress() as progress:
-        manifest = import_features(table, source, folder, narrow=narrow, overwrite=overwrite, progress=progress)
+        manifest = import_features(
+            table, source, folder, narrow=narrow, wide=wide, overwrite=overwrite, progress=progress
+        )
     width = manifest.config["ranges"]["taps"][1]
     context.say(
         f"{folder}: {manifest.counts['photos']:,} photos x {width:,} from {source}, {time.monotonic() - began:.1f} s, "
