@@ -352,13 +352,13 @@ def import_features(
 ) -> Manifest:
     """Write the features folder of `table` from the published code's files in `source`, one named by each photo's id.
 
-    Arrays (1, D) and (1, D, 1, 1) become rows [N, D] float16; (1, D, 5, 5), the wide features, only with `narrow` or
-    `wide`, as the means of their cells, and with `wide` the maps are stored beside them, for a reducer. Photos without a
-    file are unreadable and listed in errors.csv. There are no pixels to digest, so pixels.txt is empty and
-    `readable.npy` (bool [N]) says which rows count. Raises ArtifactError when no photo has a file, for a file that is no
-    array of floats or of another shape than the first, NumericError for a number that is not finite or does not fit
-    float16; with a list of `problems` these go there instead, and their photos are unreadable. Raises UsageError for
-    wide features without `narrow` or `wide`, and for `wide` without them.
+    Arrays (1, D) and (1, D, 1, 1) become rows [N, D] float16; (1, D, 5, 5), the wide features, only with `narrow`
+    or `wide`, as the means of their cells, and with `wide` the maps are stored beside them, for a reducer. Photos
+    without a file are unreadable and listed in errors.csv. There are no pixels to digest, so pixels.txt is empty
+    and `readable.npy` (bool [N]) says which rows count. Raises ArtifactError when no photo has a file, for a file
+    that is no array of floats or of another shape than the first, NumericError for a number that is not finite or
+    does not fit float16; with a list of `problems` these go there instead, and their photos are unreadable. Raises
+    UsageError for wide features without `narrow` or `wide`, and for `wide` without them.
     """
     try:
         names = files_below(source)
