@@ -310,6 +310,11 @@ def test_a_converted_checkpoint_with_the_published_files(place: Path, tmp_path: 
     lists = ["--published-references", tmp_path / "refer.txt"]
     done = milnet("test", *where, *files, *lists, "-o", tmp_path / "r.json")
     assert "photos seen in training: unknown (best.pth); a leak cannot be checked" in done.stderr
+    # what is trained on features of others says that nobody knows what those have seen
+    data, both = tmp_path / "converted.data-ava-19928", ["--semantic", "published", "--nodes", "published"]
+    milnet("train", data, "-o", tmp_path / "own", *both, *SMALL)
+    said = milnet("evaluate", tmp_path / "own", data, *both).stderr
+    assert "30 photos of ava; those of its features' makers: unknown (published files); a leak there cannot" in said
     import polars
 
     rows = polars.read_csv(tmp_path / "r.predictions.csv").sort("photo")

@@ -70,7 +70,7 @@ def save_model(
                 "group": model.group,
                 "near_duplicate": model.pool.near_duplicate,
                 "epochs": model.epochs,
-                "seen": f"{len(model.seen)} photos of {model.table_name}",
+                "seen": f"{len(model.seen)} photos of {model.table_name}" + _foreign(model),
                 "channels": int(model.network.standardise.mean.shape[0]),
             },
             inputs=model.inputs,
@@ -80,6 +80,12 @@ def save_model(
                 "features": {role: {k: part[k] for k in _PLACES if k in part} for role, part in model.features.items()},
             },
         )
+
+
+def _foreign(model: Model) -> str:
+    """What is not known of the photos that the features' makers had seen, in words."""
+    parts = sorted({part["extraction"]["seen"] for part in model.features.values() if "seen" in part["extraction"]})
+    return f"; those of its features' makers: {', '.join(parts)}" if parts else ""
 
 
 def save_reducer(reducer: Reducer, recipe: Recipe, history: Sequence[Mapping[str, float]], folder: Path) -> None:

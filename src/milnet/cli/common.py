@@ -230,6 +230,8 @@ def load_measured(
         context.warn(f"photos seen in training: {manifest.config['seen']}; a leak cannot be checked")
     else:
         fitted, _ = load_model(model, device=context.compute_device())
+        if "unknown" in manifest.config["seen"]:
+            context.warn(f"photos seen in training: {manifest.config['seen']}; a leak there cannot be checked")
     store = None
     if references is not None or rows_of_pool(fitted, table) is not None:
         store = find_store(data, features, training_rows(table), fitted.group, references)
