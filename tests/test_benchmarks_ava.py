@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,33 @@ def test_paired_differences_are_those_of_one_run(tmp_path: Path, capsys: pytest.
     assert lines[0].startswith("both.json minus b.json, seeds 0, 1") and len(lines) == 4
     for line in lines[1:]:
         assert line in said
+
+
+def test_resolutions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The closed form of leave-one-group-out is what refitting without the group gives; test votes are not touched."""
+    from test_reducer import data_folder, wide_features
+
+    resolutions: Any = import_module("resolutions")
+    rng = np.random.default_rng(0)
+    x, targets, groups = rng.normal(size=(20, 3)), rng.normal(size=(20, 4)), np.arange(20) // 3
+    kernel = np.exp(-((x[:, None] - x[None]) ** 2).sum(2))
+    found = resolutions.leave_out(kernel, 0.1, targets, groups)
+    for group in range(7):
+        out, rest = np.flatnonzero(groups == group), np.flatnonzero(groups != group)
+        weights = np.linalg.solve(kernel[np.ix_(rest, rest)] + 0.1 * np.eye(len(rest)), targets[rest])
+        np.testing.assert_allclose(found[out], kernel[np.ix_(out, rest)] @ weights, rtol=1e-6, atol=1e-9)
+    table = made.table(60)
+    columns = {**table.columns, "fold_random": table.columns["fold"]}
+    table = replace(table, columns=columns)
+    data_folder(tmp_path / "data", table, wide_features(table))
+    resolutions.main([str(tmp_path / "data"), "made", "--seeds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("made, random folds: SRCC 0.") and lines[1].startswith("made, theme folds: SRCC")
+    folds, none = np.arange(60) % 3, np.zeros((0, 2), np.int64)
+    d = resolutions.squared_distances(rng.normal(size=(60, 5)))
+    p = resolutions.crossvalidated(table, d, folds, np.arange(60), none)
+    votes = table.votes.copy()
+    votes[folds == 1] = votes[folds == 1][:, ::-1] + 3
+    q = resolutions.crossvalidated(replace(table, votes=votes), d, folds, np.arange(60), none)
+    np.testing.assert_array_equal(p[folds == 1], q[folds == 1])
+    assert not np.array_equal(p[folds == 0], q[folds == 0])
