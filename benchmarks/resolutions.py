@@ -68,12 +68,11 @@ def crossvalidated(table: Table, d: FloatArray, codes: IntArray, groups: IntArra
         base = q[train].mean(0)
         inside, across = d[np.ix_(train, train)], d[np.ix_(test, train)]
 
-        def loss(setting: tuple[float, float]) -> float:
-            gamma, ridge = setting
-            p = leave_out(np.exp(-gamma * inside), ridge, q[train] - base, groups[train])  # noqa: B023
-            return float(emd_rows(q[train], as_distributions(base + p), 2).mean())  # noqa: B023
-
-        gamma, ridge = min(itertools.product(GAMMAS, RIDGES), key=loss)
+        losses = {}
+        for gamma, ridge in itertools.product(GAMMAS, RIDGES):
+            p = leave_out(np.exp(-gamma * inside), ridge, q[train] - base, groups[train])
+            losses[gamma, ridge] = emd_rows(q[train], as_distributions(base + p), 2).mean()
+        gamma, ridge = min(losses, key=lambda setting: losses[setting])
         kernel = np.exp(-gamma * inside) + ridge * np.eye(len(train))
         found[test] = as_distributions(base + np.exp(-gamma * across) @ np.linalg.solve(kernel, q[train] - base))
     return found

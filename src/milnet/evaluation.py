@@ -217,17 +217,22 @@ def evaluate(
     the model was trained on (ArtifactError); a table with other score values (UsageError).
     """
     refuse_other_features(model, features)
-    if not np.array_equal(model.values, table.values):
-        raise UsageError(
-            f"the model predicts values {model.values.tolist()}, but {table.name} has {table.values.tolist()}: "
-            f"they cannot be compared"
-        )
+    refuse_other_values(model, table)
     usable = rows[features.readable[rows]]
     if not len(usable):
         raise UsageError(f"no photo of the split {split!r} could be read")
     refuse_seen(table, features, usable, model.seen, "the model")
     p = predict_rows(model, table, features, usable, store=store, device=device)
     return Predictions(usable, np.zeros(len(usable), np.int64), (split,), (model.seed,), p[None])
+
+
+def refuse_other_values(model: Model, table: Table) -> None:
+    """Raise UsageError, naming both, unless the table has the score values that the model predicts."""
+    if not np.array_equal(model.values, table.values):
+        raise UsageError(
+            f"the model predicts values {model.values.tolist()}, but {table.name} has {table.values.tolist()}: "
+            f"they cannot be compared"
+        )
 
 
 def refuse_other_features(model: Model, features: FeatureSet) -> None:

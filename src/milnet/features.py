@@ -9,7 +9,9 @@ bytes with the lowest value and the step of each channel of each photo in `wide_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,15 @@ import torch
 from numpy.typing import NDArray
 
 from milnet.annotations import IntArray, Table
-from milnet.artifacts import canonical_json, digest_text, read_array, read_lines, read_manifest, verify_files
+from milnet.artifacts import (
+    canonical_json,
+    digest_text,
+    read_array,
+    read_lines,
+    read_manifest,
+    verify_files,
+    write_text,
+)
 from milnet.errors import ArtifactError, UsageError
 
 Progress = Callable[[int, int, str], None]  # done, total, what: called from the main thread
@@ -151,6 +161,15 @@ def read_seen(file: Path) -> tuple[tuple[str, str], ...]:
 def seen_lines(seen: Sequence[tuple[str, str]]) -> list[str]:
     """The lines of the file that `read_seen` reads."""
     return [f"{name}\t{digest}" for name, digest in seen]
+
+
+def write_errors(path: Path, errors: Iterable[tuple[str, str, str]]) -> None:
+    """Write errors.csv: id, file and reason of each photo that could not be read."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "file", "reason"])
+    writer.writerows(errors)
+    write_text(path, text.getvalue())
 
 
 def stored_rows(array: NDArray[Any] | Maps, rows: IntArray) -> NDArray[Any]:

@@ -13,7 +13,6 @@ is made at the end from a shape, a type and bytes that fit each other. Everythin
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import pickletools
@@ -37,11 +36,10 @@ from milnet.artifacts import (
     write_array,
     write_lines,
     write_manifest,
-    write_text,
 )
 from milnet.datasets.imported import files_below
 from milnet.errors import ArtifactError, MilnetError, NumericError, UsageError
-from milnet.features import Progress, photos_digest
+from milnet.features import Progress, photos_digest, write_errors
 from milnet.mlsp import CELLS
 
 MAX_BYTES = 64 << 20  # of a file; the largest published one has 1.7 MB
@@ -420,11 +418,7 @@ def import_features(
             files.append("wide.npy")
         write_array(building / "readable.npy", readable)
         write_lines(building / "pixels.txt", [""] * len(table))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", "file", "reason"])
-        writer.writerows((table.ids[row], *errors[row]) for row in sorted(errors))
-        write_text(building / "errors.csv", text.getvalue())
+        write_errors(building / "errors.csv", ((table.ids[row], *errors[row]) for row in sorted(errors)))
         manifest = Manifest(
             kind="features",
             format=FORMATS["features"],

@@ -238,15 +238,25 @@ def shared_codes(query: Sequence[str], pool: Sequence[str]) -> Exclusion:
     return Exclusion(codes[0], codes[1])
 
 
-def refuse_seen(table: Table, features: FeatureSet, rows: IntArray, seen: Sequence[tuple[str, str]], what: str) -> None:
-    """Raise LeakError when a photo of `rows`, by id or pixels, is among `seen`: pairs of ("table:id", pixel digest)."""
+def refuse_seen(
+    table: Table, features: FeatureSet | None, rows: IntArray, seen: Sequence[tuple[str, str]], what: str
+) -> None:
+    """Raise LeakError when a photo of `rows`, by id or pixels, is among `seen`: pairs of ("table:id", pixel digest).
+
+    Before there are features the ids alone are compared.
+    """
     names = {name for name, _ in seen}
     pixels = {digest for _, digest in seen if digest}
+    how = "by id" if features is None else "by id or by pixels"
     space = table.id_space  # EVA's ids are AVA's: a photo of the one is known to a model of the other
-    found = [table.ids[row] for row in rows if f"{space}:{table.ids[row]}" in names or features.pixels[row] in pixels]
+    found = [
+        table.ids[row]
+        for row in rows
+        if f"{space}:{table.ids[row]}" in names or (features is not None and features.pixels[row] in pixels)
+    ]
     if found:
         raise LeakError(
-            f"{len(found)} of {len(rows)} test photos were seen in training by {what} (by id or by pixels); the first: "
+            f"{len(found)} of {len(rows)} test photos were seen in training by {what} ({how}); the first: "
             f"{', '.join(found[:5])}. Test on photos that no trained part has seen",
             found,
         )

@@ -130,13 +130,7 @@ class Model:
         self, nodes: NDArray[Any], references: References | None = None, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
         """Distributions [n, S] of photos with node features [n, D] (or maps [n, 25, D]), beside what `find` gave."""
-        return self.predict_rows(nodes, np.arange(len(nodes), dtype=np.int64), references, device=device)
-
-    def predict_rows(
-        self, nodes: NDArray[Any], rows: IntArray, references: References | None = None, *, device: str = "cpu"
-    ) -> NDArray[np.float64]:
-        """The same for chosen `rows` [n] of a larger, perhaps memory-mapped array; `references` belong to the rows."""
-        samples = Samples(nodes, rows, self.pool, references)
+        samples = Samples(nodes, np.arange(len(nodes), dtype=np.int64), self.pool, references)
         return predict(self.network.to(device), samples, device=device)
 
     def percentile(self, scores: FloatArray) -> FloatArray:

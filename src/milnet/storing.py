@@ -6,8 +6,6 @@ moment, the next run goes on from there. Wide maps (mlsp.py) are written beside 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 import time
@@ -35,7 +33,7 @@ from milnet.artifacts import (
 )
 from milnet.errors import ArtifactError, ImageError, UsageError
 from milnet.extraction import Extractor, silent, to_half
-from milnet.features import Progress, WideForm, pack_maps, photos_digest, torch_threads
+from milnet.features import Progress, WideForm, pack_maps, photos_digest, torch_threads, write_errors
 from milnet.mlsp import CELLS
 
 
@@ -243,12 +241,3 @@ class _Unfinished:
         for name in ("identity.json", "done.npy", "pixels.npy"):
             (folder / name).unlink()
         return manifest
-
-
-def write_errors(path: Path, errors: list[tuple[str, str, str]]) -> None:
-    """Write errors.csv: id, file and reason of each photo that could not be read."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "file", "reason"])
-    writer.writerows(errors)
-    write_text(path, text.getvalue())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,16 +88,23 @@ def ready_data(context: Context, dataset: str, dataroot: Path, data: Path) -> Pa
     return data
 
 
-def ready_features(context: Context, data: Path, chain: Chain, recipe: Recipe) -> tuple[str, str]:
+def ready_features(
+    context: Context, data: Path, chain: Chain, recipe: Recipe, nodes: Extractor, semantic: Extractor
+) -> tuple[str, str]:
     """Extract and reduce what is not there yet; the names of the semantic and the node features."""
     from milnet.annotations import load_table
+    from milnet.artifacts import read_json
     from milnet.cli.numbers import digest_rows, extract_features, reduce
     from milnet.features import Features, load_feature_set
 
-    maps, extractors = _prepared(context, data, chain)
+    maps = _maps(context, data, chain, nodes)
     table, _ = load_table(data)
     wide = maps if maps in ("float16", "int8") else None
-    for name, weights, extractor in extractors:
+    # streamed maps are made later, from the photos
+    both = [(chain.nodes, chain.weights, nodes if wide else replace(nodes, pooling=None))]
+    if chain.semantic != chain.nodes:
+        both.append((chain.semantic, chain.semantic_weights, semantic))
+    for name, weights, extractor in both:
         stored = wide if name == chain.nodes else None
         if finished(data, name):
             made = Features(data / "features" / name, table)
@@ -114,7 +121,7 @@ def ready_features(context: Context, data: Path, chain: Chain, recipe: Recipe) -
         rows, _ = training_side(context, table, features, chain.split)
         manifest = Features(data / "features" / reduced, table).manifest
         was = {key: manifest.notes.get(key) for key in ("seed", "group")}
-        beneath = json.loads((data / "features" / reduced / "reducer.json").read_text(encoding="utf-8"))["recipe"]
+        beneath = read_json(data / "features" / reduced / "reducer.json")["recipe"]
         wanted = _given(chain)
         if (
             manifest.inputs["maps"] != Features(data / "features" / chain.nodes, table).manifest.digest
@@ -143,22 +150,6 @@ def _given(chain: Chain) -> dict[str, Any]:
 
     recipe = asdict(load_recipe("reducer", chain.reduce))
     return {field: recipe[field] for field in (setting.partition("=")[0].strip() for setting in chain.reduce)}
-
-
-def _prepared(context: Context, data: Path, chain: Chain) -> tuple[str, list[tuple[str, str, Extractor]]]:
-    """How the reducer gets its maps, and the extractors (name, weights, extractor) that the options describe."""
-    from milnet.cli.numbers import make_extractor
-
-    semantic = make_extractor(context, chain.semantic_backbone, chain.semantic_weights)
-    # whether maps are stored changes nothing of the extractor but that it makes them
-    nodes = make_extractor(context, chain.backbone, chain.weights, size=chain.size, wide="float16")
-    maps = _maps(context, data, chain, nodes)
-    if maps not in ("float16", "int8"):
-        nodes = make_extractor(context, chain.backbone, chain.weights, size=chain.size)
-    both = [(chain.nodes, chain.weights, nodes)]
-    if chain.semantic != chain.nodes:
-        both.append((chain.semantic, chain.semantic_weights, semantic))
-    return maps, both
 
 
 def _maps(context: Context, data: Path, chain: Chain, extractor: Extractor) -> str:
@@ -245,10 +236,12 @@ def train_by_name(
         read_manifest(output, "model")  # only a model is replaced
     format_name(dataset)
     chosen = check_chain(chain, recipe, settings or [])
-    for name, weights in ((chain.backbone, chain.weights), (chain.semantic_backbone, chain.semantic_weights)):
-        make_extractor(context, name, weights)  # weights that are missing are missed now, not after a day
+    # Before all work: weights that are missing are missed now, not after a day.
+    wide = None if chain.maps == "narrow" else "float16"
+    makes_nodes = make_extractor(context, chain.backbone, chain.weights, size=chain.size, wide=wide)
+    makes_semantic = make_extractor(context, chain.semantic_backbone, chain.semantic_weights)
     folder = ready_data(context, dataset, dataroot, data or output.with_name(output.name + ".data"))
-    semantic, nodes = ready_features(context, folder, chain, chosen)
+    semantic, nodes = ready_features(context, folder, chain, chosen, makes_nodes, makes_semantic)
     going_on = output.with_name(output.name + ".run").exists() and not overwrite
     result: Mapping[str, Any] = plain(train)(
         context, folder, output=output, recipe=recipe, settings=settings, semantic=semantic, nodes=nodes,

@@ -10,7 +10,7 @@ import typer
 
 from milnet.cli.common import Context, command
 from milnet.cli.dataset import finished, plain, ready_data
-from milnet.errors import ArtifactError, LeakError, UsageError
+from milnet.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from milnet.annotations import Table
@@ -51,6 +51,8 @@ def test(
     from milnet.checkpoints import load_model
     from milnet.cli.measure import evaluate_
     from milnet.datasets import format_name
+    from milnet.evaluation import refuse_other_values
+    from milnet.pool import refuse_seen
     from milnet.results import check_results_path
 
     if output is not None:
@@ -66,7 +68,9 @@ def test(
         chosen = _published_files(context, eval_model, data, published_features, published_references)
     else:
         fitted, _ = load_model(eval_model)
-        _refuse_known(fitted, table)
+        # Before features are made; when they are there, `evaluate` compares the pixels too.
+        refuse_other_values(fitted, table)
+        refuse_seen(table, None, table.rows_where("split", "test"), fitted.seen, "the model")
         chosen = _features_of(context, fitted, table, data, weights, semantic_weights)
     result: Mapping[str, Any] = plain(evaluate_)(context, eval_model, data, output=output, **chosen)
     return result
@@ -79,24 +83,6 @@ def _imported_as(data: Path, name: str) -> bool:
     if not (data / "manifest.json").is_file():
         return False
     return bool(read_manifest(data, "data").config["source"].get("format") == name)
-
-
-def _refuse_known(model: Model, table: Table) -> None:
-    """Refuse test photos that the model has seen, by id, before their features are made; pixels are compared later."""
-    if list(model.values) != list(table.values):
-        raise UsageError(
-            f"the model predicts values {model.values.tolist()}, but {table.name} has {table.values.tolist()}: they "
-            f"cannot be compared"
-        )
-    seen = {name for name, _ in model.seen}
-    tested = [table.ids[row] for row in table.rows_where("split", "test")]
-    known = [id_ for id_ in tested if f"{table.id_space}:{id_}" in seen]
-    if known:
-        raise LeakError(
-            f"{len(known)} of {len(tested)} test photos were seen in training by the model (by id); the first: "
-            f"{', '.join(known[:5])}. Test on photos that no trained part has seen",
-            known,
-        )
 
 
 def _published_files(
