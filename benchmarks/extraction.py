@@ -34,7 +34,7 @@ def batches(extractor: Extractor, files: list[Path]) -> list[Tensor]:
     """The inputs of the forward passes that the pipeline makes of the files."""
     groups: dict[tuple[int, ...], list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]] = {}
     for file in files:
-        pixels, _ = extractor.preprocess(file)
+        (pixels,), _ = extractor.preprocess(file)
         groups.setdefault(pixels.shape, []).append(pixels)
     made = []
     for shape, photos in groups.items():

@@ -1,8 +1,9 @@
 """Photos -> numbers: decode in threads, forward in batches of one fixed size.
 
 The forward pass sees only full batches: photos of the same input size are gathered, a short batch is padded with black.
-So the features of a photo depend on the photo, the backbone and the batch size, and on nothing else. Photos that keep
-their own size are visited size by size, so that few batches are short.
+So the features of a photo depend on the photo, the backbone, the input sizes and the batch size, and on nothing else.
+Photos that keep their own size are visited size by size, so that few batches are short. At several sizes a photo is
+decoded once and passes through the backbone at each; `side_by_side` says where the numbers of each stand.
 
 `StreamedMaps` makes wide maps (mlsp.py) anew each time they are read; `storing.py` keeps features on the disk.
 """
@@ -10,7 +11,7 @@ their own size are visited size by size, so that few batches are short.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from milnet.mlsp import CELLS, Pooling
 
 Key = TypeVar("Key")
 Fit = Literal["whole", "crop", "original"]
+Views = tuple[NDArray[np.uint8], ...]  # a photo's pixels HWC at each size
 _WAITING = 1 << 29  # bytes of decoded photos that may wait for others of their size
 
 
@@ -50,35 +52,52 @@ def silent(done: int, total: int, what: str) -> None:
 class Preprocess:
     """How a photo becomes the input of a backbone."""
 
-    size: int = 320  # pixels: long side of a whole photo, side of the crop, largest long side of an original photo
+    # pixels: long side of a whole photo, side of the crop, largest long side of an original photo; several: ascending
+    size: int | tuple[int, ...] = 320
     fit: Fit = "whole"  # the whole photo at one long side; the centre square; or the whole photo at its own size
     multiple: int = 32  # sides of a whole photo are rounded to multiples of this
     crop_fraction: float = 0.875  # share of the short side that a crop keeps
-    draft: bool = False  # let libjpeg shrink very large JPEGs while decoding (see images.open_photo for the tolerance)
+    # let libjpeg shrink very large JPEGs while decoding, as the largest size allows (images.open_photo: the tolerance)
+    draft: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < self.multiple or self.multiple < 1 or not 0 < self.crop_fraction <= 1:
+        if not isinstance(self.size, int):  # one set of sizes has one form; a manifest gives a list
+            ascending = tuple(sorted(self.size))
+            object.__setattr__(self, "size", ascending[0] if len(ascending) == 1 else ascending)
+        shown = ",".join(map(str, self.sizes))
+        if min(self.sizes, default=0) < self.multiple or self.multiple < 1 or not 0 < self.crop_fraction <= 1:
             raise UsageError(
-                f"expected size >= multiple >= 1 and 0 < crop fraction <= 1, got size {self.size}, multiple "
+                f"expected size >= multiple >= 1 and 0 < crop fraction <= 1, got size {shown}, multiple "
                 f"{self.multiple}, crop fraction {self.crop_fraction}"
             )
-        if self.fit == "original" and self.size < LEAST_SIDE:
-            raise UsageError(f"--size {self.size}: photos at their own size have at least {LEAST_SIDE} pixels a side")
+        if self.fit == "original" and len(self.sizes) > 1:
+            raise UsageError(f"--size {shown}: with --fit original expected one size, the largest long side")
+        if self.fit == "original" and self.sizes[0] < LEAST_SIDE:
+            raise UsageError(f"--size {shown}: photos at their own size have at least {LEAST_SIDE} pixels a side")
+        if len({(2 * size + self.multiple) // (2 * self.multiple) for size in self.sizes}) < len(self.sizes):
+            raise UsageError(
+                f"--size {shown}: expected sizes that differ after rounding to the nearest multiple of {self.multiple}"
+            )
 
-    def __call__(self, source: Source, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[np.uint8], str]:
-        """Pixels HWC uint8 in [0, 255] at input size, and the digest of the photo's own pixels."""
-        photo = open_photo(source, max_pixels=max_pixels, draft_side=self.size if self.draft else None)
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes in pixels, ascending: one, or several."""
+        return (self.size,) if isinstance(self.size, int) else self.size
+
+    def __call__(self, source: Source, max_pixels: int = MAX_PIXELS) -> tuple[Views, str]:
+        """For each size the pixels HWC uint8 in [0, 255] at input size; and the digest of the photo's own pixels."""
+        photo = open_photo(source, max_pixels=max_pixels, draft_side=self.sizes[-1] if self.draft else None)
         if self.fit == "original":
             try:
-                resized = resize_original(photo.pixels, limit=self.size)
+                resized = [resize_original(photo.pixels, limit=self.sizes[0])]
             except UsageError as error:
                 name = source if isinstance(source, str | Path) else f"<{type(source).__name__}>"
                 raise ImageError(name, str(error)) from error
         elif self.fit == "whole":
-            resized = resize_whole(photo.pixels, size=self.size, multiple=self.multiple)
+            resized = [resize_whole(photo.pixels, size=size, multiple=self.multiple) for size in self.sizes]
         else:
-            resized = resize_crop(photo.pixels, size=self.size, crop_fraction=self.crop_fraction)
-        return to_array(resized), photo.digest
+            resized = [resize_crop(photo.pixels, size=size, crop_fraction=self.crop_fraction) for size in self.sizes]
+        return tuple(map(to_array, resized)), photo.digest
 
 
 @dataclass(frozen=True)
@@ -94,7 +113,7 @@ class Extracted(Generic[Key]):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A backbone with its preprocessing: sources in, features out.
+    """A backbone with its preprocessing: sources in, features [D] out, D = `width` in named `ranges`.
 
     `batch`: photos in a forward pass; `workers`: decoding threads (0: decode in the calling thread). `pooling`: also
     give wide maps, pooled that way.
@@ -129,37 +148,45 @@ class Extractor:
         backbone = backbone.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if pooling is not None and not backbone.wide_channels:
             raise UsageError(f"{backbone.name} has no wide features: its blocks give tokens, not maps")
+        if len(preprocess.sizes) > 1:
+            shown = ",".join(map(str, preprocess.sizes))
+            if pooling is not None:
+                raise UsageError(f"wide maps (--wide, reduce --stream) are made at one size, got the sizes {shown}")
+            if backbone.fixed_size:
+                raise UsageError(
+                    f"{backbone.name} takes inputs of {backbone.native_size} pixels alone, got the sizes {shown}"
+                )
         return Extractor(backbone, preprocess, batch, target, workers, max_pixels, pooling)
 
     def stream(self, items: Iterable[tuple[Key, Source]]) -> Iterator[Extracted[Key]]:
         """Yield one result for each (key, source), not in their order. A bad photo is a result, never an exception."""
-        waiting: dict[tuple[int, ...], list[tuple[Key, NDArray[np.uint8], str]]] = {}
+        # By the shapes of all views, so that what makes a full batch at one size makes it at every size.
+        waiting: dict[tuple[tuple[int, ...], ...], list[tuple[Key, Views, str]]] = {}
         held = 0  # bytes
         for key, decoded in self._decoded(items):
             if isinstance(decoded, ImageError):
                 yield Extracted(key, error=decoded)
                 continue
-            group = waiting.setdefault(decoded[0].shape, [])
+            shapes = tuple(view.shape for view in decoded[0])
+            group = waiting.setdefault(shapes, [])
             group.append((key, *decoded))
-            held += decoded[0].nbytes
-            shape = decoded[0].shape if len(group) == self.batch else None
-            if shape is None and held > _WAITING:  # many sizes: the fullest batch goes, though it is short
-                shape = max(waiting, key=lambda size: len(waiting[size]))
-            if shape is not None:
-                held -= sum(pixels.nbytes for _, pixels, _ in waiting[shape])
-                yield from self._forward(waiting.pop(shape))
+            held += sum(view.nbytes for view in decoded[0])
+            full = shapes if len(group) == self.batch else None
+            if full is None and held > _WAITING:  # many shapes: the fullest batch goes, though it is short
+                full = max(waiting, key=lambda shapes: len(waiting[shapes]))
+            if full is not None:
+                held -= sum(view.nbytes for _, views, _ in waiting[full] for view in views)
+                yield from self._forward(waiting.pop(full))
         for group in waiting.values():
             yield from self._forward(group)
 
-    def _decode(self, source: Source) -> tuple[NDArray[np.uint8], str] | ImageError:
+    def _decode(self, source: Source) -> tuple[Views, str] | ImageError:
         try:
             return self.preprocess(source, self.max_pixels)
         except ImageError as error:
             return error
 
-    def _decoded(
-        self, items: Iterable[tuple[Key, Source]]
-    ) -> Iterator[tuple[Key, tuple[NDArray[np.uint8], str] | ImageError]]:
+    def _decoded(self, items: Iterable[tuple[Key, Source]]) -> Iterator[tuple[Key, tuple[Views, str] | ImageError]]:
         if self.workers == 0:
             for key, source in items:
                 yield key, self._decode(source)
@@ -178,17 +205,23 @@ class Extractor:
             finally:
                 executor.shutdown(wait=False, cancel_futures=True)
 
-    def _forward(self, group: list[tuple[Key, NDArray[np.uint8], str]]) -> Iterator[Extracted[Key]]:
-        pixels = np.zeros((self.batch, *group[0][1].shape), np.uint8)
-        for row, (_, image, _) in enumerate(group):
-            pixels[row] = image
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory = channels_last
+    def _forward(self, group: list[tuple[Key, Views, str]]) -> Iterator[Extracted[Key]]:
+        found: list[NDArray[np.float32]] = []  # for each size [n, the backbone's width]
         maps: NDArray[np.float32] | None = None
-        if self.pooling is None:
-            features = self.backbone(x)[: len(group)].cpu().numpy()
-        else:
-            narrow, wide = self.backbone.wide(x, self.pooling)
-            features, maps = narrow[: len(group)].cpu().numpy(), wide[: len(group)].cpu().numpy()
+        for view, first in enumerate(group[0][1]):
+            pixels = np.zeros((self.batch, *first.shape), np.uint8)
+            for row, (_, views, _) in enumerate(group):
+                pixels[row] = views[view]
+            x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory = channels_last
+            if self.pooling is None:
+                narrow = self.backbone(x)
+            else:
+                narrow, wide = self.backbone.wide(x, self.pooling)
+                maps = wide[: len(group)].cpu().numpy()
+            found.append(narrow[: len(group)].cpu().numpy())
+        below = self.backbone.ranges["last"][0]
+        # as `side_by_side` says
+        features = np.concatenate([*(one[:, :below] for one in found), *(one[:, below:] for one in found)], axis=1)
         if not np.isfinite(features).all():
             raise NumericError(f"{self.backbone.name} gave features that are not finite for {group[0][0]!r} or near it")
         for i, (key, _, digest) in enumerate(group):
@@ -204,7 +237,7 @@ class Extractor:
 
         def size(row: int) -> tuple[int, int]:
             try:
-                return original_size(*header_size(paths(row)), limit=self.preprocess.size)
+                return original_size(*header_size(paths(row)), limit=self.preprocess.sizes[-1])
             except (ImageError, UsageError):
                 return (1 << 30, 0)
 
@@ -213,15 +246,44 @@ class Extractor:
         return [row for _, row in sorted(zip(sizes, rows, strict=True))]
 
     @property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Named column ranges of D, [first, last + 1]: the backbone's, those of several sizes side by side."""
+        return side_by_side(self.backbone.ranges, self.preprocess.sizes)
+
+    @property
+    def width(self) -> int:
+        """D, the number of features."""
+        return self.backbone.width * len(self.preprocess.sizes)
+
+    @property
     def config(self) -> dict[str, Any]:
-        """What decides the features of a photo, up to rounding."""
+        """What decides the features of a photo, up to rounding; equal to what JSON gives back of it."""
+        sizes = self.preprocess.sizes
         return {
             "backbone": self.backbone.name,
             "weights": self.backbone.digest,
-            "preprocess": asdict(self.preprocess),
+            "preprocess": {**asdict(self.preprocess), "size": sizes[0] if len(sizes) == 1 else list(sizes)},
             "normalisation": self.backbone.normalisation,
-            "ranges": {name: list(ends) for name, ends in self.backbone.ranges.items()},
+            "ranges": {name: list(ends) for name, ends in self.ranges.items()},
         }
+
+
+def side_by_side(ranges: Mapping[str, tuple[int, int]], sizes: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """The column ranges of features at several sizes, from the `ranges` of a backbone, whose columns end with `last`.
+
+    Columns: what lies below the last layer at each size, then the last layer at each size. So `taps` and `last` stay
+    contiguous. `taps@SIZE` is what lies below the last layer at that size (left out where a backbone has nothing
+    there), `last@SIZE` the last layer. For one size: `ranges` as they are.
+    """
+    if len(sizes) == 1:
+        return dict(ranges)
+    below, width = ranges["last"]
+    last, count = width - below, len(sizes)
+    found = {name: (first * count, end * count) for name, (first, end) in ranges.items()}
+    if below:
+        found |= {f"taps@{size}": (i * below, (i + 1) * below) for i, size in enumerate(sizes)}
+    start = count * below
+    return found | {f"last@{size}": (start + i * last, start + (i + 1) * last) for i, size in enumerate(sizes)}
 
 
 def default_batch(fit: Fit, device: str) -> int:

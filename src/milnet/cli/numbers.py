@@ -44,10 +44,10 @@ def features(
     ] = "cached",
     name: Annotated[str | None, typer.Option(help="Name of the features.", show_default="the backbone's")] = None,
     size: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1,
-            help="Long side in pixels; with --fit crop, side of the square; original: the largest long side.",
+            help="Long side of the input in pixels, or several: 320,448. With --fit crop, side of the square; "
+            "original: the largest long side.",
             show_default="320, the network's own, 1024",
         ),
     ] = None,
@@ -92,6 +92,7 @@ def features(
     from milnet.annotations import load_table
     from milnet.artifacts import plain_name
 
+    sizes = None if size is None else read_sizes(size)
     table, _ = load_table(data)
     if (backbone is None) == (published is None):
         raise UsageError("expected either --backbone NAME or --published FOLDER")
@@ -108,7 +109,7 @@ def features(
         )
     assert backbone is not None
     extractor = make_extractor(
-        context, backbone, weights, size=size, fit=fit, preprocess=preprocess, pooling=pooling, wide=wide, draft=draft,
+        context, backbone, weights, size=sizes, fit=fit, preprocess=preprocess, pooling=pooling, wide=wide, draft=draft,
         batch=batch, workers=workers, max_pixels=max_pixels,
     )  # fmt: skip
     return extract_features(context, table, folder, extractor, weights, wide=wide, overwrite=overwrite)
@@ -167,6 +168,14 @@ def extract_features(
     }
 
 
+def read_sizes(text: str) -> tuple[int, ...]:
+    """The input sizes in pixels that --size names: "320" or "320,448"."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--size {text}: expected pixels, a whole number from 1 or several with commas (320,448)")
+    return tuple(map(int, parts))
+
+
 def weights_place(weights: str) -> str:
     """How a manifest names where the weights were."""
     return str(Path(weights).resolve()) if Path(weights).is_file() else weights
@@ -177,7 +186,7 @@ def make_extractor(
     backbone: str,
     weights: str,
     *,
-    size: int | None = None,
+    size: int | tuple[int, ...] | None = None,
     fit: str | None = None,
     preprocess: str = "timm",
     pooling: str | None = None,
