@@ -1,4 +1,4 @@
-"""One extraction at several input sizes: the numbers of each size as if it were alone, side by side."""
+"""One extraction at several input sizes: the mean of the features that each size alone gives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from milnet.checkpoints import save_model
 from milnet.cli.numbers import read_sizes
 from milnet.errors import ArtifactError, UsageError
 from milnet.evaluation import predict_rows, refuse_other_features
-from milnet.extraction import Extractor, Preprocess, load_extractor, side_by_side
+from milnet.extraction import Extractor, Preprocess, load_extractor
 from milnet.features import Features, load_feature_set
 from milnet.recipe import Recipe
 from milnet.recipes import fit
@@ -58,31 +58,7 @@ def features_of(paths: list[Path], by: Extractor) -> dict[Path, np.ndarray]:
     return {result.key: result.features for result in by.stream((path, path) for path in paths)}
 
 
-# ---- where the numbers stand -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("of", "expected"),
-    [
-        (  # `taps` with the last layer at its end
-            {"taps": (0, 14), "last": (10, 14)},
-            {"taps": (0, 28), "last": (20, 28), "taps@320": (0, 10), "taps@448": (10, 20), "last@320": (20, 24),
-             "last@448": (24, 28)},
-        ),
-        (  # mlsp: the last layer beside `taps`
-            {"taps": (0, 10), "last": (10, 14)},
-            {"taps": (0, 20), "last": (20, 28), "taps@320": (0, 10), "taps@448": (10, 20), "last@320": (20, 24),
-             "last@448": (24, 28)},
-        ),
-        (  # resnet50: the last layer alone
-            {"taps": (0, 4), "last": (0, 4)},
-            {"taps": (0, 8), "last": (0, 8), "last@320": (0, 4), "last@448": (4, 8)},
-        ),
-    ],
-)  # fmt: skip
-def test_side_by_side(of: dict[str, tuple[int, int]], expected: dict[str, tuple[int, int]]) -> None:
-    assert side_by_side(of, (320, 448)) == expected
-    assert side_by_side(of, (320,)) == of
+# ---- the mean over the sizes -----------------------------------------------------------------------------------------
 
 
 @made.needs_timm
@@ -96,27 +72,37 @@ def test_side_by_side(of: dict[str, tuple[int, int]], expected: dict[str, tuple[
         ("mlsp", "crop", (96, 128)),
     ],
 )
-def test_each_size_as_if_it_were_alone(name: str, kind: Any, sizes: tuple[int, ...], tmp_path: Path) -> None:
-    """Bit for bit, and the named ranges hold what they say."""
+def test_the_mean_of_what_each_size_alone_gives(name: str, kind: Any, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    """Bit for bit, summed by ascending size, however the user wrote them."""
     table = rated(tmp_path, 18 if name == "timm/test_resnet" else 5)
     paths = [table.image_path(i) for i in range(len(table))]
-    together = extractor(sizes, name, kind)
-    found, ranges = features_of(paths, together), together.ranges
-    below = together.backbone.ranges["last"][0]
-    assert ranges["taps"][1] - ranges["taps"][0] == len(sizes) * together.backbone.ranges["taps"][1]
-    for view, size in enumerate(sizes):
-        alone = features_of(paths, extractor(size, name, kind))
-        for path in paths:
-            row, one = found[path], alone[path]
-            assert row.shape == (together.width,) == (len(sizes) * one.shape[0],)
-            last = len(one) - below
-            np.testing.assert_array_equal(row[view * below : (view + 1) * below], one[:below])
-            start = len(sizes) * below + view * last
-            np.testing.assert_array_equal(row[start : start + last], one[below:])
-            np.testing.assert_array_equal(row[slice(*ranges[f"last@{size}"])], one[below:])
-            assert (f"taps@{size}" in ranges) == (below > 0)
-            if below:
-                np.testing.assert_array_equal(row[slice(*ranges[f"taps@{size}"])], one[:below])
+    alone = [features_of(paths, extractor(size, name, kind)) for size in sizes]
+    together = extractor(sizes[::-1], name, kind)
+    found = features_of(paths, together)
+    assert found.keys() == set(paths)
+    for path in paths:
+        ones = [one[path] for one in alone]
+        total = ones[0]
+        for one in ones[1:]:
+            total = total + one
+        assert found[path].dtype == np.float32 and found[path].shape == (together.backbone.width,)
+        np.testing.assert_array_equal(found[path], total / np.float32(len(sizes)))
+        np.testing.assert_allclose(found[path], np.mean(ones, axis=0, dtype=np.float64), rtol=1e-6, atol=1e-6)
+        assert all(np.abs(found[path] - one).max() > 1e-4 for one in ones)  # the mean is none of them
+
+
+@made.needs_timm
+@pytest.mark.parametrize("size", [96, (96,)])
+def test_one_size_is_what_the_backbone_gives(size: Any, tmp_path: Path) -> None:
+    """Bit for bit: no mean is taken."""
+    table = rated(tmp_path, 4)
+    paths = [table.image_path(i) for i in range(4)]
+    by = extractor(size, kind="crop")
+    found = features_of(paths, by)
+    pixels = np.stack([by.preprocess(path)[0][0] for path in paths])
+    with torch.inference_mode():
+        expected = by.backbone(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_array_equal(np.stack([found[path] for path in paths]), expected)
 
 
 @made.needs_timm
@@ -226,7 +212,9 @@ def test_extract_and_go_on(tmp_path: Path) -> None:
     assert json.loads(json.dumps(manifest.config)) == manifest.config == extractor((64, 96)).config
     assert manifest.counts == {"photos": 17, "unreadable": 1}
     of = Features(tmp_path / "whole", table)
-    assert of.width == of.values.shape[1] == extractor((64, 96)).width and np.isnan(of.values[-1]).all()
+    network = extractor((64, 96)).backbone
+    assert of.width == of.values.shape[1] == network.width and np.isnan(of.values[-1]).all()
+    assert of.ranges == network.ranges
 
     def dies(done: int, total: int, what: str) -> None:
         if done == 9:
@@ -250,7 +238,7 @@ def test_a_model_of_several_sizes_scores_photos(tmp_path: Path) -> None:
     table = rated(tmp_path, 60)
     extract(table, tmp_path / "data" / "features" / "f", extractor((64, 96)), weights="random:0")
     rows = np.arange(len(table))
-    for nodes, width in (("f", 2), ("f:last@96", None)):
+    for nodes in ("f", "f:last"):
         features = load_feature_set(tmp_path / "data", table, semantic="f", nodes=nodes)
         recipe = Recipe(name="single", model="single", width=8, epochs=3, patience=3, batch=16, calibration_folds=2)
         model = fit(recipe, table, features, Split(rows, rows[:0]), 0)
@@ -258,13 +246,12 @@ def test_a_model_of_several_sizes_scores_photos(tmp_path: Path) -> None:
         stored = predict_rows(model, table, features, rows) @ table.values
         scorer = Scorer.load(tmp_path / nodes)
         assert scorer.nodes is scorer.semantic and scorer.nodes.preprocess.size == (64, 96)
-        if width is not None:
-            assert features.nodes.shape[1] == width * scorer.nodes.backbone.width
+        assert features.nodes.shape[1] == np.diff(scorer.nodes.backbone.ranges["last" if ":" in nodes else "taps"])
         scores = [score.score for score in scorer.score([table.image_path(i) for i in rows])]
         np.testing.assert_allclose(scores, stored, atol=1e-3)
         assert np.std(scores) > 0.01
     extract(table, tmp_path / "other" / "features" / "f", extractor((64, 128)), weights="random:0")
-    other = load_feature_set(tmp_path / "other", table, nodes="f:last@128")
+    other = load_feature_set(tmp_path / "other", table, nodes="f:last")
     with pytest.raises(ArtifactError, match=r"size \[64, 96\]\), but these are f:last \(.*size \[64, 128\]\)"):
         refuse_other_features(model, other)
 
@@ -276,17 +263,18 @@ def test_as_a_user_types_it(tmp_path: Path) -> None:
     milnet("import", "table", tmp_path / "votes.csv", "--images", tmp_path / "photos", "-o", data)
     network = ["--backbone", "timm/test_resnet", "--weights", "random:0"]
     done = json.loads(milnet("features", data, *network, "--size", "96,64", "--name", "both", "--json").stdout)
-    milnet("features", data, *network, "--size", "96", "--name", "one")
     table, _ = load_table(data)
-    both, one = Features(data / "features" / "both", table), Features(data / "features" / "one", table)
+    both = Features(data / "features" / "both", table)
     assert {name: tuple(ends) for name, ends in done["ranges"].items()} == both.ranges
-    for role in ("taps", "last"):
-        end = one.ranges["last"][0] if role == "taps" else one.width
-        np.testing.assert_array_equal(
-            both.values[:, slice(*both.span(f"{role}@96"))], one.values[:, one.ranges[role][0] : end]
-        )
+    ones = []
+    for size in ("64", "96"):
+        milnet("features", data, *network, "--size", size, "--name", f"at{size}")
+        ones.append(Features(data / "features" / f"at{size}", table))
+        assert both.ranges == ones[-1].ranges and both.width == ones[-1].width
+    mean = np.mean([one.values for one in ones], axis=0, dtype=np.float64)
+    np.testing.assert_allclose(np.float64(both.values), mean, rtol=2e-3, atol=1e-6)  # all of them float16
     told = json.loads(milnet("info", data / "features" / "both", "--verify", "--json").stdout)
-    assert told["config"]["preprocess"]["size"] == [64, 96] and told["config"]["ranges"]["taps@64"][0] == 0
+    assert told["config"]["preprocess"]["size"] == [64, 96]
     assert "'size': [64, 96]" in milnet("info", data / "features" / "both").stdout
     for options, text in (
         (["--size", "abc"], "--size abc: expected pixels"),

@@ -3,7 +3,7 @@
 The forward pass sees only full batches: photos of the same input size are gathered, a short batch is padded with black.
 So the features of a photo depend on the photo, the backbone, the input sizes and the batch size, and on nothing else.
 Photos that keep their own size are visited size by size, so that few batches are short. At several sizes a photo is
-decoded once and passes through the backbone at each; `side_by_side` says where the numbers of each stand.
+decoded once and passes through the backbone at each; its features are the mean over the sizes.
 
 `StreamedMaps` makes wide maps (mlsp.py) anew each time they are read; `storing.py` keeps features on the disk.
 """
@@ -11,7 +11,7 @@ decoded once and passes through the backbone at each; `side_by_side` says where 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ class Extracted(Generic[Key]):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A backbone with its preprocessing: sources in, features [D] out, D = `width` in named `ranges`.
+    """A backbone with its preprocessing: sources in, features [D] out, D = the backbone's width.
 
     `batch`: photos in a forward pass; `workers`: decoding threads (0: decode in the calling thread). `pooling`: also
     give wide maps, pooled that way.
@@ -206,7 +206,7 @@ class Extractor:
                 executor.shutdown(wait=False, cancel_futures=True)
 
     def _forward(self, group: list[tuple[Key, Views, str]]) -> Iterator[Extracted[Key]]:
-        found: list[NDArray[np.float32]] = []  # for each size [n, the backbone's width]
+        found: list[NDArray[np.float32]] = []  # for each size [n, D]
         maps: NDArray[np.float32] | None = None
         for view, first in enumerate(group[0][1]):
             pixels = np.zeros((self.batch, *first.shape), np.uint8)
@@ -219,9 +219,10 @@ class Extractor:
                 narrow, wide = self.backbone.wide(x, self.pooling)
                 maps = wide[: len(group)].cpu().numpy()
             found.append(narrow[: len(group)].cpu().numpy())
-        below = self.backbone.ranges["last"][0]
-        # as `side_by_side` says
-        features = np.concatenate([*(one[:, :below] for one in found), *(one[:, below:] for one in found)], axis=1)
+        features = found[0]
+        for one in found[1:]:  # the mean in float32, by ascending size: the same rounding every time
+            features = features + one
+        features = features / np.float32(len(found))  # by 1: bit for bit what it was
         if not np.isfinite(features).all():
             raise NumericError(f"{self.backbone.name} gave features that are not finite for {group[0][0]!r} or near it")
         for i, (key, _, digest) in enumerate(group):
@@ -246,16 +247,6 @@ class Extractor:
         return [row for _, row in sorted(zip(sizes, rows, strict=True))]
 
     @property
-    def ranges(self) -> dict[str, tuple[int, int]]:
-        """Named column ranges of D, [first, last + 1]: the backbone's, those of several sizes side by side."""
-        return side_by_side(self.backbone.ranges, self.preprocess.sizes)
-
-    @property
-    def width(self) -> int:
-        """D, the number of features."""
-        return self.backbone.width * len(self.preprocess.sizes)
-
-    @property
     def config(self) -> dict[str, Any]:
         """What decides the features of a photo, up to rounding; equal to what JSON gives back of it."""
         sizes = self.preprocess.sizes
@@ -264,26 +255,8 @@ class Extractor:
             "weights": self.backbone.digest,
             "preprocess": {**asdict(self.preprocess), "size": sizes[0] if len(sizes) == 1 else list(sizes)},
             "normalisation": self.backbone.normalisation,
-            "ranges": {name: list(ends) for name, ends in self.ranges.items()},
+            "ranges": {name: list(ends) for name, ends in self.backbone.ranges.items()},
         }
-
-
-def side_by_side(ranges: Mapping[str, tuple[int, int]], sizes: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """The column ranges of features at several sizes, from the `ranges` of a backbone, whose columns end with `last`.
-
-    Columns: what lies below the last layer at each size, then the last layer at each size. So `taps` and `last` stay
-    contiguous. `taps@SIZE` is what lies below the last layer at that size (left out where a backbone has nothing
-    there), `last@SIZE` the last layer. For one size: `ranges` as they are.
-    """
-    if len(sizes) == 1:
-        return dict(ranges)
-    below, width = ranges["last"]
-    last, count = width - below, len(sizes)
-    found = {name: (first * count, end * count) for name, (first, end) in ranges.items()}
-    if below:
-        found |= {f"taps@{size}": (i * below, (i + 1) * below) for i, size in enumerate(sizes)}
-    start = count * below
-    return found | {f"last@{size}": (start + i * last, start + (i + 1) * last) for i, size in enumerate(sizes)}
 
 
 def default_batch(fit: Fit, device: str) -> int:

@@ -76,7 +76,7 @@ def extract(
     if folder.exists():
         read_manifest(folder, "features")  # only features are replaced
     config, inputs = extractor.config, {"photos": photos_digest(table)}
-    width = extractor.width
+    width = extractor.backbone.width
     if change is not None:
         config, width = dict(change.config), change.width
     if wide is not None:

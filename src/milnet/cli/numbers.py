@@ -46,8 +46,8 @@ def features(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Long side of the input in pixels, or several: 320,448. With --fit crop, side of the square; "
-            "original: the largest long side.",
+            help="Long side of the input in pixels, or several, whose features are averaged: 320,448. With --fit crop, "
+            "side of the square; original: the largest long side.",
             show_default="320, the network's own, 1024",
         ),
     ] = None,
