@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.steps:  # photos from all over, as an epoch takes them, with references among all
         rows = np.sort(np.random.default_rng(0).choice(rows, options.steps * recipe.batch, replace=False))
     found = pool.find(
-        features.semantic, recipe.references, rows=rows, store=store, queries=rows,
+        features.semantic, recipe.looks_for(len(pool)), rows=rows, store=store, queries=rows,
         ids=[table.ids[row] for row in rows], pixels=[features.pixels[row] for row in rows],
     )  # fmt: skip
     limit, samples_module.IN_MEMORY = samples_module.IN_MEMORY, 0  # as at AVA's size, however few photos there are
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = Run(options.run, identity)
     plan = Plan(recipe.batch, recipe.learning_rate, recipe.weight_decay, recipe.decay, recipe.decay_epochs, 0)
     print(
-        f"{len(rows):,} photos, batches of {recipe.batch} x (1 + {recipe.references}) x {features.nodes.shape[1]}, "
+        f"{len(rows):,} photos, batches of {recipe.batch} x (1 + {found.index.shape[1]}) x {features.nodes.shape[1]}, "
         f"{'in memory' if samples.in_memory else 'from the memory map'}; references "
         f"{'from a store' if store else 'searched for'}",
         flush=True,

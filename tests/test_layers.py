@@ -13,8 +13,8 @@ import milnet
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
     "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
-    "features", "mlsp", "pickles", "backbones", "extraction", "storing", "references", "pool", "published_files",
-    "model", "losses", "metrics", "samples", "training", "recipe", "recipes", "checkpoints", "reduction", "published",
+    "features", "mlsp", "pickles", "backbones", "extraction", "storing", "references", "model", "pool",
+    "published_files", "losses", "metrics", "samples", "training", "tuning", "recipe", "recipes", "checkpoints", "reduction", "published",
     "results", "evaluation", "figures", "scoring", "library", "outputs", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [

@@ -227,7 +227,7 @@ def test_load_recipe(tmp_path: Path) -> None:
     mine = load_recipe(str(tmp_path / "mine.toml"), ["width=16"])
     assert (mine.name, mine.model, mine.width, mine.adjacency) == ("mine", "graph", 16, "fusion")
     for name, settings, text in (
-        ("votess", [], "unknown recipe 'votess': expected single, published, reducer, milnet or a FILE.toml"),
+        ("votess", [], "unknown recipe 'votess': expected single, published, votes, reducer, milnet or a FILE.toml"),
         ("single", ["widht=3"], "a recipe has no field 'widht'"),
         ("single", ["width"], "expected field=value"),
         ("single", ["width=wide"], "width: expected int, got 'wide'"),

@@ -41,7 +41,7 @@ from milnet.features import read_seen, seen_lines, stored_rows
 from milnet.model.reducer import Reducer
 from milnet.pool import RatedPool
 from milnet.recipe import Recipe, make_network
-from milnet.recipes import Model, load_reducer
+from milnet.recipes import Model, last_layer, load_reducer
 from milnet.training import contiguous_state
 
 
@@ -165,7 +165,8 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
     try:
         recipe = Recipe.of(read_json(folder / "recipe.json"))
         weights = load_file(folder / "weights.safetensors")
-        network = make_network(recipe, _channels(config), len(config["values"]), int(config["seed"]))
+        last = last_layer(config["features"]["nodes"]) if recipe.model == "votes" else None
+        network = make_network(recipe, _channels(config), len(config["values"]), int(config["seed"]), last)
         network.load_state_dict(weights)
         votes = read_array(folder / "pool" / "votes.npy")
         semantic = read_array(folder / "pool" / "semantic.npy", mmap=True)

@@ -14,11 +14,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.artifacts import (
@@ -38,6 +41,7 @@ from milnet.artifacts import (
 )
 from milnet.errors import ArtifactError, LeakError, UsageError
 from milnet.features import FeatureSet, Progress, stored_rows, take_rows
+from milnet.model.common import Pool
 from milnet.references import (
     BLOCK,
     SAME_PHOTO,
@@ -152,6 +156,16 @@ class RatedPool:
             rows=self.rows[positions],
             table_rows=None if self.table_rows is None else self.table_rows[positions],
         )
+
+    def judged(self, positions: IntArray) -> tuple[Tensor, Tensor]:
+        """Distributions [n, S] and numbers of votes [n] of pool positions, for a network."""
+        found = (self.distributions[positions], self.totals[positions])
+        return torch.from_numpy(found[0].astype(np.float32)), torch.from_numpy(found[1].astype(np.float32))
+
+    @cached_property
+    def tensors(self) -> Pool:
+        """The whole pool for a network, made once."""
+        return Pool(torch.from_numpy(stored_rows(self.nodes, self.rows)), *self.judged(np.arange(len(self))))
 
     def nodes_at(self, positions: IntArray) -> NDArray[np.float32]:
         """Node features of pool positions, [n, D] float32."""

@@ -152,7 +152,7 @@ def load_converted(folder: Path) -> Graph:
         len(manifest.config["values"]),
         width=recipe.width,
         depth=recipe.depth,
-        references=recipe.references,
+        references=recipe.looks_for(0),
     ).to(state["read.weight"].dtype)
     network.standardise.limit = float("inf")
     network.load_state_dict(state)

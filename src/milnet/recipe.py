@@ -16,6 +16,7 @@ from milnet.losses import LossName
 from milnet.model.graph import Adjacency, Graph
 from milnet.model.reducer import Reducer, Variant
 from milnet.model.single import Single
+from milnet.model.votes import Votes
 from milnet.references import Similarity
 from milnet.training import Precision
 
@@ -27,9 +28,10 @@ class Recipe:
     """Everything one chooses about learning. None: chosen by the number of training photos, see `resolve`."""
 
     name: str = "single"  # for reports
-    # the photo alone; the published graph over photo + references; the photo's wide maps alone (model/reducer.py)
-    model: Literal["single", "graph", "reducer"] = "single"
-    references: int = 4  # references a photo (graph only)
+    # the photo alone; the published graph over photo + references; photo + references with their votes; the photo's
+    # wide maps alone (model/reducer.py)
+    model: Literal["single", "graph", "votes", "reducer"] = "single"
+    references: int | Literal["all"] | None = None  # references a photo (graph, votes); "all": the whole pool (votes)
     adjacency: Adjacency = "similarity"  # what the graph's edges are
     similarity: Similarity = "cosine"  # how references are found
     width: int | None = None  # channels inside the network
@@ -53,7 +55,7 @@ class Recipe:
     reducer: Recipe | None = None  # learned first, on wide maps; its numbers are then the nodes
 
     def __post_init__(self) -> None:
-        positive = ("references", "width", "depth", "batch", "learning_rate", "epochs", "patience", "decay_epochs", "r")
+        positive = ("width", "depth", "batch", "learning_rate", "epochs", "patience", "decay_epochs", "r")
         for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -63,6 +65,12 @@ class Recipe:
                 f"recipe {self.name}: expected 0 < validation < 1, 0 <= dropout < 1 and calibration_folds >= 2, got "
                 f"{self.validation}, {self.dropout} and {self.calibration_folds}"
             )
+        least = 0 if self.model == "votes" else 1
+        if self.references == "all":
+            if self.model == "graph":
+                raise UsageError(f"recipe {self.name}: expected references to be a number, the graph is of one size")
+        elif self.references is not None and self.references < least:
+            raise UsageError(f"recipe {self.name}: expected references >= {least}, got {self.references}")
         if self.reducer is not None and (self.model == "reducer" or self.reducer.model != "reducer"):
             raise UsageError(
                 f"recipe {self.name}: expected reducer to be a recipe of model reducer, under one of another model"
@@ -73,11 +81,25 @@ class Recipe:
         """Whether it learns from the photos' wide maps."""
         return self.model == "reducer" or self.reducer is not None
 
+    def looks_for(self, pool: int) -> int:
+        """How many references a photo gets of so many pool photos (of a resolved recipe)."""
+        assert self.references is not None
+        if self.model != "votes":
+            assert isinstance(self.references, int)
+            return self.references
+        return pool if self.references == "all" else min(self.references, pool)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a photo consults the whole pool."""
+        return self.references == "all"
+
     def resolve(self, photos: int) -> Recipe:
         """Fill what was left open. Below 5,000 training photos: a small network, many epochs; above: as published."""
         chosen = _SMALL if photos < SMALL else _LARGE
         if self.model == "reducer":
             chosen = {**chosen, **(_SMALL_REDUCER if photos < SMALL else _LARGE_REDUCER)}
+        chosen = {**chosen, "references": ("all" if photos < SMALL else 64) if self.model == "votes" else 4}
         filled = {name: value for name, value in chosen.items() if getattr(self, name) is None}
         beneath = None if self.reducer is None else self.reducer.resolve(photos)
         return replace(self, **filled, reducer=beneath)
@@ -103,11 +125,12 @@ _LARGE_REDUCER: dict[str, Any] = {"width": 2048, "depth": 1, "dropout": 0.25, "l
 _SMALL_REDUCER: dict[str, Any] = {
     "width": 512, "depth": 1, "dropout": 0.25, "learning_rate": 1e-4, "epochs": 30, "patience": 6,
 }  # fmt: skip
-Network = Single | Graph | Reducer
+Network = Single | Graph | Votes | Reducer
 _REDUCER = Recipe(name="reducer", model="reducer")
 RECIPES = {
     "single": Recipe(),
     "published": Recipe(name="published", model="graph"),
+    "votes": Recipe(name="votes", model="votes"),
     "reducer": _REDUCER,
     "milnet": Recipe(name="milnet", model="graph", reducer=_REDUCER),
 }
@@ -165,6 +188,8 @@ def _parse(value: Any, hint: Any, where: str) -> Any:
         if value == "reducer":
             return _REDUCER
         raise UsageError(f"{where}: expected reducer or none, got {value!r}")
+    if any(get_args(other) and value in get_args(other) for other in kinds[1:]):  # int | Literal["all"]
+        return value
     if get_args(kind):  # a Literal
         if value in get_args(kind):
             return value
@@ -182,8 +207,11 @@ def _parse(value: Any, hint: Any, where: str) -> Any:
     return parsed
 
 
-def make_network(recipe: Recipe, features: int, bins: int, seed: int) -> Network:
-    """The network of a resolved recipe, its weights drawn from `seed` alone."""
+def make_network(recipe: Recipe, features: int, bins: int, seed: int, last: tuple[int, int] | None = None) -> Network:
+    """The network of a resolved recipe, its weights drawn from `seed` alone.
+
+    `last`: which of its `features` are the backbone's last layer, if any (votes only).
+    """
     assert recipe.width is not None and recipe.depth is not None and recipe.dropout is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -193,7 +221,10 @@ def make_network(recipe: Recipe, features: int, bins: int, seed: int) -> Network
             )
         elif recipe.model == "single":
             network = Single(features, bins, width=recipe.width, dropout=recipe.dropout)
+        elif recipe.model == "votes":
+            network = Votes(features, bins, width=recipe.width, dropout=recipe.dropout, last=last)
         else:
+            assert isinstance(recipe.references, int)
             network = Graph(
                 features,
                 bins,

@@ -35,12 +35,15 @@ from milnet.features import FeatureSet, Maps, Progress, stored_rows, torch_threa
 from milnet.losses import make_loss
 from milnet.metrics import emd_rows, srcc
 from milnet.model.reducer import Reducer
+from milnet.model.single import Single
+from milnet.model.votes import Votes
 from milnet.pool import RatedPool, Store
 from milnet.recipe import SMALL, Network, Recipe, make_network
 from milnet.references import References
 from milnet.samples import Samples
 from milnet.splits import Split
 from milnet.training import Plan, Run, best_epoch, moments, predict, train_epochs
+from milnet.tuning import tune
 
 _REDUCED_AT_ONCE = 64  # photos whose maps are in memory together while they are reduced
 
@@ -101,7 +104,7 @@ class Model:
             return None
         return self.pool.find(
             semantic,
-            self.recipe.references,
+            self.recipe.looks_for(len(self.pool)),
             rows=rows,
             store=store,
             queries=rows,
@@ -130,7 +133,8 @@ class Model:
         self, nodes: NDArray[Any], references: References | None = None, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
         """Distributions [n, S] of photos with node features [n, D] (or maps [n, 25, D]), beside what `find` gave."""
-        samples = Samples(nodes, np.arange(len(nodes), dtype=np.int64), self.pool, references)
+        rows, few = np.arange(len(nodes), dtype=np.int64), self.recipe.model == "votes"
+        samples = Samples(nodes, rows, self.pool, references, whole=self.recipe.whole, few=few)
         return predict(self.network.to(device), samples, device=device)
 
     def percentile(self, scores: FloatArray) -> FloatArray:
@@ -139,6 +143,17 @@ class Model:
             return np.full(len(scores), np.nan)
         below = np.searchsorted(self.percentiles, scores, "left") + np.searchsorted(self.percentiles, scores, "right")
         return np.asarray(50.0 * below / len(self.percentiles))
+
+
+def last_layer(nodes: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Which columns of node features are the backbone's last layer: of the part `nodes` of a feature set's config.
+
+    None where they do not hold it, or nothing else.
+    """
+    start, end = nodes["span"]
+    first, last = nodes["extraction"].get("ranges", {}).get("last", (0, 0))
+    inside = start <= first < last <= end and (first, last) != (start, end)
+    return (first - start, last - start) if inside else None
 
 
 def require_maps(features: FeatureSet) -> NDArray[Any] | Maps:
@@ -209,10 +224,10 @@ class _Fit:
     def samples(self, rows: IntArray, pool: RatedPool, *, targets: bool) -> Samples:
         """The photos of `rows` with their references in `pool`, with their votes when they are `targets`."""
         references = None
-        if self.recipe.model == "graph":
+        if self.recipe.model in ("graph", "votes"):
             references = pool.find(
                 self.features.semantic,
-                self.recipe.references,
+                self.recipe.looks_for(len(pool)),
                 rows=rows,
                 store=self.store,
                 queries=rows,
@@ -223,11 +238,13 @@ class _Fit:
                 device=self.device,
             )
         votes = self.table.take(rows).distributions if targets else None
-        return Samples(self.nodes, rows, pool, references, votes)
+        few = self.recipe.model == "votes"
+        return Samples(self.nodes, rows, pool, references, votes, whole=self.recipe.whole, few=few)
 
     def new_network(self, rows: IntArray) -> Network:
         """A fresh network whose standardiser knows the training photos `rows`."""
-        network = make_network(self.recipe, self.nodes.shape[-1], self.table.votes.shape[1], self.seed)
+        last = last_layer(self.features.config["nodes"]) if self.recipe.model == "votes" else None
+        network = make_network(self.recipe, self.nodes.shape[-1], self.table.votes.shape[1], self.seed, last)
         if self.recipe.standardise:
             network.standardise.set(*moments(self.nodes, rows))
         return network
@@ -277,6 +294,21 @@ class _Fit:
         """Predicted scores of `rows`, beside `pool`."""
         samples = self.samples(rows, pool, targets=False)
         return np.asarray(predict(network, samples, device=self.device) @ self.table.values)
+
+    def alone(self) -> _Fit:
+        """The same for the network of `votes` that sees the photo alone; of another recipe, itself."""
+        return replace(self, recipe=replace(self.recipe, model="single")) if self.recipe.model == "votes" else self
+
+    def beside(self, own: Network, rows: IntArray) -> Votes:
+        """The network of `votes` around its trained `own`, tuned on `rows`, which are also its pool."""
+        network = self.new_network(rows)
+        assert isinstance(network, Votes) and isinstance(own, Single)
+        network.own = own
+        pool = self.pool(rows)
+        samples, r = self.samples(rows, pool, targets=True), self.recipe
+        line = tune(network, samples, pool.tensors, lambda: make_loss(r.loss, r.r), device=self.device)
+        self.run.log({"phase": "tune", **line})
+        return network
 
     def beneath(self) -> _Fit | None:
         """The same for the recipe's reducer, on the wide maps; None where there is none."""
@@ -353,13 +385,14 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
         reducer, lines = beneath.train("choose-reducer", kept, beneath.recipe.epochs, validation, keep_best=True)
         reducer_epochs = best_epoch(lines)
         chosen = job.reduced("choose", reducer, rows)
+    chosen = chosen.alone()
     network, history = chosen.train("choose", kept, recipe.epochs, validation, keep_best=not recipe.refit)
     percentiles = np.empty(0)
     if recipe.refit:
         epochs = best_epoch(history)
         if beneath is not None:
             reducer, _ = beneath.train("refit-reducer", rows, reducer_epochs)
-            chosen = job.reduced("refit", reducer, rows)
+            chosen = job.reduced("refit", reducer, rows).alone()
         network, _ = chosen.train("refit", rows, epochs)
         if calibrate:
             percentiles = job.out_of_fold_scores(rows, epochs, reducer_epochs)
@@ -367,6 +400,9 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
         epochs = 1 + int(np.argmin([line["emd2"] for line in history]))
         if calibrate:
             percentiles = chosen.scores(network, validation, chosen.pool(kept))
+    if recipe.model == "votes":
+        chosen = replace(chosen, recipe=recipe)
+        network = chosen.beside(network, rows)
     network.eval()
     used = {"semantic", "maps" if recipe.takes_maps else "nodes"}
     learned = [(f"{table.id_space}:{table.ids[row]}", features.pixels[row]) for row in rows]

@@ -34,9 +34,9 @@ class Batch:
 
     photo: Tensor  # [B, D]
     pool: Pool | None  # only the pool rows this batch needs
-    index: Tensor | None  # [B, K] into `pool`
+    index: Tensor | None  # [B, K] into `pool`; None: all of it
     similarity: Tensor | None  # [B, K]
-    keep: Tensor | None  # [B, K] False where a reference is missing
+    keep: Tensor | None  # [B, K] False where a reference is missing; of all of it [B, P]
     target: Tensor | None  # [B, S]
 
     def to(self, device: torch.device) -> Batch:
@@ -45,9 +45,13 @@ class Batch:
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=True)
 
-        pool = None if self.pool is None else Pool(self.pool.nodes.to(device), self.pool.distributions.to(device))
         return Batch(
-            self.photo.to(device), pool, move(self.index), move(self.similarity), move(self.keep), move(self.target)
+            self.photo.to(device),
+            None if self.pool is None else self.pool.to(device),
+            move(self.index),
+            move(self.similarity),
+            move(self.keep),
+            move(self.target),
         )
 
 
@@ -55,7 +59,9 @@ class Samples:
     """n photos with their references, served as batches of tensors.
 
     `nodes` [M, D] (or maps [M, 25, D]) with the photos at `rows` [n]; `references` into `pool` or None; `targets`
-    [n, S] or None. Each batch reads the rows it needs once, in ascending order.
+    [n, S] or None. Each batch reads the rows it needs once, in ascending order. With `whole` the references are all of
+    the pool that may be consulted, and the network gets the pool as it is instead of an index into it. `few`: whether a
+    photo may have no reference at all.
     """
 
     def __init__(
@@ -65,13 +71,17 @@ class Samples:
         pool: RatedPool | None = None,
         references: References | None = None,
         targets: NDArray[Any] | None = None,
+        *,
+        whole: bool = False,
+        few: bool = False,
     ) -> None:
         self.rows, self.pool, self.references, self.targets = rows, pool, references, targets
-        if references is not None and not references.found[:, 0].all():
+        self.whole = whole and references is not None
+        if references is not None and not few and not references.found[:, :1].all():
             raise UsageError("a photo has no reference at all: the pool is too small, or its group is all of it")
         self.are_maps = len(nodes.shape) > 2
         self._photos = _Rows(nodes, rows)
-        self._pool_nodes = None if pool is None or references is None else _Rows(pool.nodes, pool.rows)
+        self._pool_nodes = None if pool is None or references is None or self.whole else _Rows(pool.nodes, pool.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,13 +120,18 @@ class Samples:
         """The batch of samples `picks` [B]."""
         photo = self._photos.take(picks)
         target = None if self.targets is None else torch.from_numpy(self.targets[picks].astype(np.float32))
-        if self.pool is None or self.references is None or self._pool_nodes is None:
+        if self.pool is None or self.references is None:
             return Batch(photo, None, None, None, None, target)
         found = self.references.index[picks]
         keep = found >= 0
+        if self._pool_nodes is None:
+            consulted = np.zeros((len(picks), len(self.pool)), np.bool_)
+            row, column = np.nonzero(keep)
+            consulted[row, found[row, column]] = True
+            return Batch(photo, self.pool.tensors, None, None, torch.from_numpy(consulted), target)
         # A place that could not be filled repeats the best reference, for networks that want exactly K.
-        needed, index = np.unique(np.where(keep, found, found[:, :1]), return_inverse=True)
-        pool = Pool(self._pool_nodes.take(needed), torch.from_numpy(self.pool.distributions[needed].astype(np.float32)))
+        needed, index = np.unique(np.where(keep, found, found[:, :1]).clip(0), return_inverse=True)
+        pool = Pool(self._pool_nodes.take(needed), *self.pool.judged(needed))
         return Batch(
             photo,
             pool,

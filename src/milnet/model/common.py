@@ -16,6 +16,14 @@ class Pool(NamedTuple):
 
     nodes: Tensor  # [P, D] node features, any float type
     distributions: Tensor  # [P, S] votes / their sum
+    totals: Tensor | None = None  # [P] number of votes
+
+    def to(self, device: torch.device) -> Pool:
+        """The same on another device; the pool itself when it is there already."""
+        if self.nodes.device == device:
+            return self
+        totals = None if self.totals is None else self.totals.to(device)
+        return Pool(self.nodes.to(device), self.distributions.to(device), totals)
 
 
 class Network(Protocol):
