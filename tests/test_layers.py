@@ -14,8 +14,9 @@ import milnet
 ORDER = [
     "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
     "features", "mlsp", "pickles", "backbones", "extraction", "storing", "references", "model", "pool",
-    "published_files", "losses", "metrics", "samples", "training", "tuning", "recipe", "recipes", "checkpoints", "reduction", "published",
-    "results", "evaluation", "figures", "scoring", "library", "outputs", "cli", "__main__",
+    "published_files", "losses", "metrics", "samples", "training", "tuning", "recipe", "doubt", "recipes", "checkpoints", "reduction", "published",
+    "results", "evaluation", "figures",
+    "explanation", "scoring", "library", "outputs", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
     "import",

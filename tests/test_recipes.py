@@ -81,7 +81,7 @@ def test_no_leak_from_the_test_rows(recipe: Recipe, group: str | None, refit: bo
     votes[split.test] = votes[np.random.default_rng(0).permutation(split.test)]
     permuted = fit(recipe, replace(table, votes=votes), features, split, 3, calibrate=True)
     assert equal(honest, permuted)
-    np.testing.assert_array_equal(honest.percentiles, permuted.percentiles)
+    np.testing.assert_array_equal(honest.doubt.percentiles, permuted.doubt.percentiles)
 
     votes[split.train[0]] = votes[split.train[0]][::-1]  # and the test can fail: one training row does count
     assert not equal(honest, fit(recipe, replace(table, votes=votes), features, split, 3))
@@ -95,7 +95,7 @@ def test_one_seed_decides_all() -> None:
     np.random.default_rng(5).random()
     again = fit(GRAPH, table, features, split, 1, calibrate=True)
     assert equal(first, again)
-    np.testing.assert_array_equal(first.percentiles, again.percentiles)
+    np.testing.assert_array_equal(first.doubt.percentiles, again.doubt.percentiles)
     assert not equal(first, fit(GRAPH, table, features, split, 2))
 
 
@@ -169,13 +169,13 @@ def test_without_refit_the_best_epoch_is_kept() -> None:
 def test_percentiles_come_from_out_of_fold_scores() -> None:
     table = made.table()
     model = fit(SINGLE, table, made.features(table), split_of(table), 0, calibrate=True)
-    assert len(model.percentiles) == len(model.pool)
-    ordered = model.percentiles
-    assert model.percentile(np.array([-1.0, 99.0])).tolist() == [0.0, 100.0]
-    middle = model.percentile(np.array([ordered[10]]))[0]
+    assert len(model.doubt.percentiles) == len(model.pool)
+    ordered = model.doubt.percentiles
+    assert model.doubt.percentile(np.array([-1.0, 99.0])).tolist() == [0.0, 100.0]
+    middle = model.doubt.percentile(np.array([ordered[10]]))[0]
     assert middle == pytest.approx(100 * 10.5 / len(ordered))
     bare = fit(SINGLE, table, made.features(table), split_of(table), 0)
-    assert np.isnan(bare.percentile(np.array([3.0]))).all()
+    assert np.isnan(bare.doubt.percentile(np.array([3.0]))).all()
 
 
 @pytest.mark.parametrize("recipe", [SINGLE, GRAPH], ids=["single", "graph"])
@@ -191,7 +191,7 @@ def test_a_saved_model_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None
     )
     assert loaded.seen == model.seen
     assert loaded.recipe == model.recipe
-    np.testing.assert_array_equal(loaded.percentiles, model.percentiles)
+    np.testing.assert_array_equal(loaded.doubt.percentiles, model.doubt.percentiles)
     save_model(loaded, tmp_path / "copy")  # a second save of the same model has the same files
     assert load_model(tmp_path / "copy")[1].files == manifest.files
 

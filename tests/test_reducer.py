@@ -217,7 +217,7 @@ def test_crossvalidated_saved_and_loaded(tmp_path: Path) -> None:
     assert np.isfinite(predictions.distributions).all() and len(lines) == 3
     split = Split(table.rows_where("split", "train"), table.rows_where("split", "test"))
     model = fit(recipe, table, features, split, 0, calibrate=True)
-    assert model.features.keys() == {"semantic", "maps"} and len(model.percentiles) == len(split.train)
+    assert model.features.keys() == {"semantic", "maps"} and len(model.doubt.percentiles) == len(split.train)
     save_model(model, tmp_path / "model")
     again, _ = load_model(tmp_path / "model")
     assert again.reducer_recipe == model.reducer_recipe and again.reducer is not None

@@ -1,8 +1,9 @@
-"""`MODEL/` on disk: manifest, recipe, weights, percentile table, pool. Nothing in it can run code.
+"""`MODEL/` on disk: manifest, recipe, weights, the tables of doubt, pool. Nothing in it can run code.
 
 manifest.json  recipe.json  weights.safetensors  calibration.json  seen.txt  log.json
 reducer.json  reducer.safetensors     where the nodes are reduced wide maps
 pool/  ids.txt  pixels.txt  groups.txt  votes.npy [P, S]  semantic.npy [P, Ds]  nodes.npy [P, Dn]  (float16)
+       alone.npy [P, S]               of a calibrated `votes`: what each photo is alone
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from milnet.artifacts import (
     write_lines,
     write_manifest,
 )
+from milnet.doubt import Doubt
 from milnet.errors import ArtifactError, UsageError
 from milnet.features import read_seen, seen_lines, stored_rows
 from milnet.model.reducer import Reducer
@@ -52,7 +54,7 @@ def save_model(
     with new_folder(folder, "model", overwrite=overwrite) as building:
         write_json(building / "recipe.json", asdict(model.recipe))
         save_file(contiguous_state(model.network), building / "weights.safetensors")
-        write_json(building / "calibration.json", {"percentiles": [float(x) for x in model.percentiles]})
+        write_json(building / "calibration.json", model.doubt.to_json())
         write_json(building / "log.json", model.history)
         write_lines(building / "seen.txt", seen_lines(model.seen))
         if model.reducer is not None and model.reducer_recipe is not None:
@@ -137,6 +139,8 @@ def _save_pool(model: Model, folder: Path) -> None:
     write_lines(folder / "pixels.txt", pool.pixels)
     write_lines(folder / "groups.txt", pool.groups)
     write_array(folder / "votes.npy", pool.distributions * pool.totals[:, None])
+    if pool.alone is not None:
+        write_array(folder / "alone.npy", pool.alone)
     _write_rows(folder / "semantic.npy", pool.semantic, pool.rows)
     if model.uses_references:  # a network that never consults the pool does not carry its node features
         _write_rows(folder / "nodes.npy", pool.nodes, pool.rows)
@@ -183,9 +187,10 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
             nodes=nodes,
             rows=np.arange(len(votes), dtype=np.int64),
             near_duplicate=config["near_duplicate"],
+            alone=read_array(folder / "pool" / "alone.npy") if "pool/alone.npy" in manifest.files else None,
         )
         seen = read_seen(folder / "seen.txt")
-        percentiles = np.array(read_json(folder / "calibration.json")["percentiles"], dtype=np.float64)
+        doubt = Doubt.of_json(read_json(folder / "calibration.json"))
         history = read_json(folder / "log.json")
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder} does not hold together ({error}): train it again") from error
@@ -205,7 +210,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         group=config["group"],
         epochs=config["epochs"],
         history=history,
-        percentiles=percentiles,
+        doubt=doubt,
         inputs=manifest.inputs,
     )
     if "reducer.safetensors" in manifest.files:

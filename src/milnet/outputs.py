@@ -86,7 +86,7 @@ def columns(values: Sequence[float]) -> list[str]:
     """Names of the columns, in order."""
     shares = [f"p_{value:g}" for value in values]
     before = ["photo", "score", "low", "high", "spread", "percentile", "folder_percentile", "unlike"]
-    return [*before, *shares, "own", "references", "model", "milnet"]
+    return [*before, *shares, "base", "own", "references", "rest", "model", "milnet"]
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:

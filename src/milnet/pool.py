@@ -103,7 +103,8 @@ class Store:
 class RatedPool:
     """P rated photos. The feature arrays may be larger and memory-mapped: pool position i is their row `rows[i]`.
 
-    `ids`, `pixels`, `groups` (texts, "" = none) of the P photos; `distributions` [P, S].
+    `ids`, `pixels`, `groups` (texts, "" = none) of the P photos; `distributions` [P, S]. `alone` [P, S]: what a
+    one-photo network that has not seen a photo predicts of it (`votes`, once calibrated; NaN where unknown).
     """
 
     ids: tuple[str, ...]
@@ -116,6 +117,7 @@ class RatedPool:
     rows: IntArray
     near_duplicate: float | None = SAME_PHOTO  # likeness above which a pool photo is the query itself
     table_rows: IntArray | None = None  # rows of DATA that a store of references means; None: `rows`
+    alone: FloatArray | None = None
 
     @property
     def stored_as(self) -> IntArray:
@@ -155,6 +157,7 @@ class RatedPool:
             totals=self.totals[positions],
             rows=self.rows[positions],
             table_rows=None if self.table_rows is None else self.table_rows[positions],
+            alone=None if self.alone is None else self.alone[positions],
         )
 
     def judged(self, positions: IntArray) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from milnet.annotations import IntArray, Table
 from milnet.artifacts import Manifest, digest_file, new_folder, read_json, read_manifest, verify_files, write_json
 from milnet.checkpoints import finish_model
+from milnet.doubt import Doubt
 from milnet.errors import ArtifactError, UsageError, WeightsError
 from milnet.features import FeatureSet
 from milnet.model.graph import Graph
@@ -205,6 +206,6 @@ def beside_pool(folder: Path, table: Table, features: FeatureSet, pool_rows: Int
         group=None,
         epochs=0,
         history=[],
-        percentiles=np.empty(0),
+        doubt=Doubt(),
         inputs=manifest.inputs,
     )

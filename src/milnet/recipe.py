@@ -65,7 +65,7 @@ class Recipe:
                 f"recipe {self.name}: expected 0 < validation < 1, 0 <= dropout < 1 and calibration_folds >= 2, got "
                 f"{self.validation}, {self.dropout} and {self.calibration_folds}"
             )
-        least = 0 if self.model == "votes" else 1
+        least = 1 if self.model == "graph" else 0  # the photo alone takes none
         if self.references == "all":
             if self.model == "graph":
                 raise UsageError(f"recipe {self.name}: expected references to be a number, the graph is of one size")

@@ -1,14 +1,17 @@
 """The one door to learning: `fit(recipe, table, features, split, seed) -> Model`.
 
-Everything that is fitted (standardiser, reducer, network, number of epochs, percentile table) is fitted in here, from
+Everything that is fitted (standardiser, reducer, network, number of epochs, doubt) is fitted in here, from
 the training rows alone:
 
     1. choose     15 % of the training rows are set aside (carved the way the folds are, out of the pool); the number of
                   epochs with the lowest validation EMD2 is taken (smoothed over its neighbours when a refit follows)
     2. refit      the network is trained anew on all training rows for that number of epochs (below 5,000 photos; above,
                   the network of step 1 as it was after its best epoch is kept, and the set-aside photos join the pool)
-    3. calibrate  scores predicted for pool photos by networks that have not seen them give the percentile table (only
-                  when asked): by cross-fitting after a refit, else those of the set-aside photos
+    3. calibrate  what networks predict for pool photos that they have not seen gives the tables of doubt.py (only when
+                  asked): by cross-fitting after a refit, else for the set-aside photos
+
+The network of `votes` holds a one-photo network, which is what these steps train; then `tuning.tune` learns how to read
+the references, each training photo predicted from the votes of the others.
 
 Where the recipe has a reducer, it goes first in each step, on the same photos: the network of step 1 sees numbers of a
 reducer that has not learned from the set-aside photos, and each network of step 3 those of a reducer of its own.
@@ -30,6 +33,7 @@ from torch import nn
 from milnet import splits
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.artifacts import read_json
+from milnet.doubt import Doubt, fit_doubt
 from milnet.errors import ArtifactError, UsageError
 from milnet.features import FeatureSet, Maps, Progress, stored_rows, torch_threads
 from milnet.losses import make_loss
@@ -53,7 +57,7 @@ class Model:
     """A fitted recipe: predicts the distribution of photos from their features, beside its pool.
 
     `recipe` is resolved; `values` [S]; `features` what the numbers are made of; `seen` pairs ("table:id", pixel digest)
-    of every photo a trained part learned from; `percentiles` sorted out-of-fold scores of pool photos, or empty.
+    of every photo a trained part learned from; `doubt` the tables of this pool, or empty ones.
     `reducer` makes node features of wide maps: learned with the network when the recipe has one, else the one that made
     the node features it was trained on, or None.
     """
@@ -71,7 +75,7 @@ class Model:
     group: str | None
     epochs: int
     history: list[dict[str, float]]
-    percentiles: FloatArray
+    doubt: Doubt
     inputs: Mapping[str, str]
     reducer: Reducer | None = None
     reducer_recipe: Recipe | None = None
@@ -133,16 +137,12 @@ class Model:
         self, nodes: NDArray[Any], references: References | None = None, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
         """Distributions [n, S] of photos with node features [n, D] (or maps [n, 25, D]), beside what `find` gave."""
-        rows, few = np.arange(len(nodes), dtype=np.int64), self.recipe.model == "votes"
-        samples = Samples(nodes, rows, self.pool, references, whole=self.recipe.whole, few=few)
-        return predict(self.network.to(device), samples, device=device)
+        return predict(self.network.to(device), self.samples(nodes, references), device=device)
 
-    def percentile(self, scores: FloatArray) -> FloatArray:
-        """100 x the share of pool photos (ties half) whose out-of-fold predicted score is lower; NaN if no table."""
-        if not len(self.percentiles):
-            return np.full(len(scores), np.nan)
-        below = np.searchsorted(self.percentiles, scores, "left") + np.searchsorted(self.percentiles, scores, "right")
-        return np.asarray(50.0 * below / len(self.percentiles))
+    def samples(self, nodes: NDArray[Any], references: References | None = None) -> Samples:
+        """Photos with node features [n, D] (or maps [n, 25, D]) beside what `find` gave, for the network."""
+        rows, few = np.arange(len(nodes), dtype=np.int64), self.recipe.model == "votes"
+        return Samples(nodes, rows, self.pool, references, whole=self.recipe.whole, few=few)
 
 
 def last_layer(nodes: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -290,10 +290,9 @@ class _Fit:
 
         return validate
 
-    def scores(self, network: Network, rows: IntArray, pool: RatedPool) -> FloatArray:
-        """Predicted scores of `rows`, beside `pool`."""
-        samples = self.samples(rows, pool, targets=False)
-        return np.asarray(predict(network, samples, device=self.device) @ self.table.values)
+    def predicted(self, network: Network, rows: IntArray, pool: RatedPool) -> FloatArray:
+        """Predicted distributions [n, S] of `rows`, beside `pool`."""
+        return predict(network, self.samples(rows, pool, targets=False), device=self.device)
 
     def alone(self) -> _Fit:
         """The same for the network of `votes` that sees the photo alone; of another recipe, itself."""
@@ -323,20 +322,64 @@ class _Fit:
         reduce_into(nodes, reducer, require_maps(self.features), rows, rows, device=self.device, progress=self.progress)
         return replace(self, nodes=nodes)
 
-    def out_of_fold_scores(self, rows: IntArray, epochs: int, reducer_epochs: int) -> FloatArray:
-        """Predicted score of each of `rows` by networks that have not seen it: cross-fitting."""
+    def out_of_fold(self, rows: IntArray, epochs: int, reducer_epochs: int) -> FloatArray:
+        """Distributions [n, S] of `rows`, each by a network that has not seen it: cross-fitting. `votes`: alone."""
         groups = self.table.codes(self.group)[rows] if self.group else None
         folds = splits.make_folds(len(rows), self.recipe.calibration_folds, self.seed, groups)
-        scores = np.empty(len(rows))
+        found = np.empty((len(rows), len(self.table.values)))
         for fold in range(self.recipe.calibration_folds):
             inside, outside = rows[folds != fold], rows[folds == fold]
             job, beneath = self, self.beneath()
             if beneath is not None:
                 reducer, _ = beneath.train(f"calibrate-{fold}-reducer", inside, reducer_epochs)
                 job = self.reduced(f"calibrate-{fold}", reducer, rows)
+            job = job.alone()
             network, _ = job.train(f"calibrate-{fold}", inside, epochs)
-            scores[folds == fold] = job.scores(network, outside, job.pool(inside))
-        return scores
+            found[folds == fold] = job.predicted(network, outside, job.pool(inside))
+        return found
+
+    def doubt(self, rows: IntArray, p: FloatArray, pool: RatedPool) -> Doubt:
+        """The tables of `pool`, from out-of-fold predictions [n, S] of `rows`."""
+        found = pool.find(
+            self.features.semantic,
+            1,
+            rows=rows,
+            ids=[self.table.ids[row] for row in rows],
+            pixels=[self.features.pixels[row] for row in rows],
+            groups=[self.table.column(self.group)[row] for row in rows] if self.group else None,
+            device=self.device,
+        )
+        return fit_doubt(p, self.table.take(rows).distributions, found.similarity[:, 0], self.table.values)
+
+
+def doubt_of_votes(model: Model, *, device: str = "cpu") -> Doubt:
+    """The tables of a `votes` model's pool: each photo beside the others (its group left out where groups act).
+
+    What a photo is alone must be known of it (`pool.alone`); the others take no part.
+    """
+    pool, network = model.pool, model.network.to(device).eval()
+    assert isinstance(network, Votes) and pool.alone is not None
+    known = np.flatnonzero(np.isfinite(pool.alone[:, 0]))
+    references = model.find(
+        pool.semantic,
+        rows=pool.rows[known],
+        ids=[pool.ids[i] for i in known],
+        pixels=[pool.pixels[i] for i in known],
+        groups=[pool.groups[i] for i in known],
+        device=device,
+    )
+    samples = Samples(pool.nodes, pool.rows[known], pool, references, whole=model.recipe.whole, few=True)
+    picks = np.array_split(np.arange(len(known)), -(-len(known) // 256))
+    parts: list[FloatArray] = []
+    with torch.inference_mode():
+        for some, (batch, _) in zip(picks, samples.batches(picks), strict=True):
+            item = batch.to(torch.device(device))
+            alone = torch.from_numpy(pool.alone[known[some]]).to(device)
+            found = network.weighed(alone, network.consult(item.photo, item.pool, item.index, item.keep))
+            p = network.mixed(found.own + network.beside(found.weight, item.pool, item.index))
+            parts.append((p / p.sum(1, keepdim=True)).cpu().numpy())
+    nearest = references.similarity[:, :1].max(1, initial=-np.inf) if references is not None else np.empty(0)
+    return fit_doubt(np.concatenate(parts), pool.distributions[known], nearest, model.values)
 
 
 def fit(
@@ -354,7 +397,7 @@ def fit(
 ) -> Model:
     """Learn from `split.train` alone; the only door to learning.
 
-    Rows whose photo could not be read are left out. `calibrate` adds the percentile table, which costs
+    Rows whose photo could not be read are left out. `calibrate` adds the tables of doubt, which costs
     `calibration_folds` more trainings below 5,000 photos and none above. `store`: references found before, over a pool
     that contains `split.train`. One `seed` decides everything that is random.
     """
@@ -387,7 +430,7 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
         chosen = job.reduced("choose", reducer, rows)
     chosen = chosen.alone()
     network, history = chosen.train("choose", kept, recipe.epochs, validation, keep_best=not recipe.refit)
-    percentiles = np.empty(0)
+    alone, of = np.empty((0, 0)), rows[:0]
     if recipe.refit:
         epochs = best_epoch(history)
         if beneath is not None:
@@ -395,22 +438,27 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
             chosen = job.reduced("refit", reducer, rows).alone()
         network, _ = chosen.train("refit", rows, epochs)
         if calibrate:
-            percentiles = job.out_of_fold_scores(rows, epochs, reducer_epochs)
+            of, alone = rows, job.out_of_fold(rows, epochs, reducer_epochs)
     else:
         epochs = 1 + int(np.argmin([line["emd2"] for line in history]))
         if calibrate:
-            percentiles = chosen.scores(network, validation, chosen.pool(kept))
+            of, alone = validation, chosen.predicted(network, validation, chosen.pool(kept))
     if recipe.model == "votes":
         chosen = replace(chosen, recipe=recipe)
         network = chosen.beside(network, rows)
     network.eval()
+    pool = chosen.pool(rows)
+    if recipe.model == "votes" and calibrate:
+        known = np.full((len(rows), len(table.values)), np.nan)
+        known[np.searchsorted(rows, of)] = alone
+        pool = replace(pool, alone=known)
     used = {"semantic", "maps" if recipe.takes_maps else "nodes"}
     learned = [(f"{table.id_space}:{table.ids[row]}", features.pixels[row]) for row in rows]
     model = Model(
         recipe=recipe,
         network=network,
         values=table.values,
-        pool=chosen.pool(rows),
+        pool=pool,
         features={role: part for role, part in features.config.items() if role in used},
         seen=tuple(dict.fromkeys([*learned, *features.seen])),
         seed=job.seed,
@@ -420,9 +468,11 @@ def _fit(job: _Fit, rows: IntArray, calibrate: bool) -> Model:
         group=job.group,
         epochs=epochs,
         history=history,
-        percentiles=np.sort(percentiles),
+        doubt=Doubt() if recipe.model == "votes" or not calibrate else job.doubt(of, alone, pool),
         inputs={role: str(part["digest"]) for role, part in features.config.items() if role in used},
     )
+    if pool.alone is not None:
+        model.doubt = doubt_of_votes(model, device=job.device)
     if isinstance(reducer, Reducer):
         model.reducer, model.reducer_recipe, model.reducer_history = reducer.eval(), recipe.reducer, lines
     elif features.reducer is not None and not recipe.takes_maps:

@@ -20,14 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milnet.checkpoints import load_model
+from milnet.doubt import deviation
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
+from milnet.explanation import Explanation, explain
 from milnet.extraction import Extracted, Extractor, load_extractor
 from milnet.features import Progress
 from milnet.images import MAX_PIXELS, Source
-from milnet.metrics import check_distributions
 from milnet.recipes import Model
+from milnet.references import References
 from milnet.version import __version__
 
+LISTED = 8  # references of a photo that are shown at most
 _CHUNK = 64  # photos that go through the first of two backbones before they go through the second
 
 
@@ -38,24 +41,30 @@ class Reference:
     id: str
     similarity: float
     votes: tuple[float, ...]  # how many chose each value
-    influence: float | None = None  # in units of the score; None where the recipe cannot tell
+    influence: float  # what it added to the score, in its units
 
 
 @dataclass(frozen=True)
 class Score:
-    """What milnet says about one photo. All scores are in units of the model's values (for example 1..7)."""
+    """What milnet says about one photo. All scores are in units of the model's values (for example 1..7).
+
+    score = base + own + the references' influences + rest, to 1e-4. low, high, unlike and percentile are None where the
+    model was not calibrated, or its pool has changed since.
+    """
 
     photo: str
     score: float  # mean of the predicted distribution
-    low: float | None  # 90 % interval for the mean of a large panel, None where the recipe has none
+    low: float | None  # 90 % interval for the mean vote of a large panel
     high: float | None
-    spread: float  # standard deviation of the predicted distribution: how much viewers will disagree
+    spread: float  # expected standard deviation of the votes: how much viewers will disagree
     percentile: float | None  # 100 x share of pool photos whose out-of-fold predicted score is lower
     folder_percentile: float | None  # the same among the photos of this call
-    unlike: float | None  # how far outside the pool, None where the recipe has none
+    unlike: float | None  # 1 - share of pool photos whose own nearest similarity is lower: above .97, outside the pool
     distribution: tuple[float, ...]  # share of votes at each value
-    own: float | None  # score of the photo without its references
-    references: tuple[Reference, ...]
+    base: float  # mean vote of the pool the model learned from
+    own: float  # what the photo itself adds to it
+    references: tuple[Reference, ...]  # all, nearest first; of more than 8, the 8 that moved the score most
+    rest: float  # what the other references add; of a graph network also what its parts do not explain
     values: tuple[float, ...]
     model: str  # digest of the model
     milnet: str = __version__
@@ -72,8 +81,10 @@ class Score:
             "folder_percentile": self.folder_percentile,
             "unlike": self.unlike,
             **{f"p_{value:g}": p for value, p in zip(self.values, self.distribution, strict=True)},
+            "base": self.base,
             "own": self.own,
             "references": json.dumps([reference.__dict__ for reference in self.references]),
+            "rest": self.rest,
             "model": self.model,
             "milnet": self.milnet,
         }
@@ -260,44 +271,73 @@ class Scorer:
         pixels: Sequence[str] | None = None,
     ) -> list[Score]:
         """Scores from node features [n, D] (of a model of maps alone: [n, 25, D]) and semantic features [n, Ds]."""
-        model = self.model
+        model, doubt = self.model, self.model.doubt
         references = model.find(semantic, pixels=pixels, device=self.device)
-        p = model.predict(nodes, references, device=self.device)
-        check_distributions(p)
-        scores = p @ model.values
-        spreads = np.sqrt((p * (model.values[None] - scores[:, None]) ** 2).sum(1))
-        percentiles = model.percentile(scores)
+        parts = explain(model, nodes, references, device=self.device)
+        p = parts.distribution
+        scores, deviations = p @ model.values, deviation(p, model.values)
+        nearest = self._nearest(semantic, references, pixels)
+        low, high = doubt.within(scores, deviations, nearest, model.values)
+        percentiles, unlike, spreads = doubt.percentile(scores), doubt.unlike(nearest), doubt.spread(deviations)
         values = tuple(model.values.tolist())
-        return [
-            Score(
-                photo=photos[i],
-                score=float(scores[i]),
-                low=None,
-                high=None,
-                spread=float(spreads[i]),
-                percentile=None if np.isnan(percentiles[i]) else float(percentiles[i]),
-                folder_percentile=None,
-                unlike=None,
-                distribution=tuple(p[i].tolist()),
-                own=float(scores[i]) if references is None else None,
-                references=()
-                if references is None
-                else self._references(references.index[i], references.similarity[i]),
-                values=values,
-                model=self.digest,
+        found = []
+        for i in range(len(p)):
+            listed, rest = self._references(i, references, parts)
+            found.append(
+                Score(
+                    photo=photos[i],
+                    score=float(scores[i]),
+                    low=_known(low[i]),
+                    high=_known(high[i]),
+                    spread=float(spreads[i]),
+                    percentile=_known(percentiles[i]),
+                    folder_percentile=None,
+                    unlike=_known(unlike[i]),
+                    distribution=tuple(p[i].tolist()),
+                    base=float(parts.base[i]),
+                    own=float(parts.own[i]),
+                    references=listed,
+                    rest=rest,
+                    values=values,
+                    model=self.digest,
+                )
             )
-            for i in range(len(p))
-        ]
+        return found
 
-    def _references(self, index: NDArray[np.int64], similarity: NDArray[np.float32]) -> tuple[Reference, ...]:
-        pool = self.model.pool
-        return tuple(
+    def _nearest(
+        self, semantic: NDArray[np.float32], references: References | None, pixels: Sequence[str] | None
+    ) -> NDArray[np.float32]:
+        """Similarity [n] of the nearest pool photo that is not the photo itself."""
+        if references is None or not references.index.shape[1]:
+            if not len(self.model.doubt.nearest):
+                return np.full(len(semantic), np.nan, np.float32)
+            references = self.model.pool.find(semantic, 1, pixels=pixels, device=self.device)
+        return references.similarity[:, 0]
+
+    def _references(
+        self, photo: int, references: References | None, parts: Explanation
+    ) -> tuple[tuple[Reference, ...], float]:
+        """The references of one photo that are shown, and what the score owes to none of them."""
+        if references is None:
+            return (), float(parts.remainder[photo])
+        pool, index, influence = self.model.pool, references.index[photo], parts.influence[photo]
+        places = np.flatnonzero(index >= 0)
+        if len(places) > LISTED:  # those that moved the score most
+            places = places[np.argsort(-np.abs(influence[places]), kind="stable")[:LISTED]]
+        listed = tuple(
             Reference(
-                pool.ids[i], round(float(s), 6), tuple((pool.distributions[i] * pool.totals[i]).round(6).tolist())
+                pool.ids[index[at]],
+                round(float(references.similarity[photo, at]), 6),
+                tuple((pool.distributions[index[at]] * pool.totals[index[at]]).round(6).tolist()),
+                float(influence[at]),
             )
-            for i, s in zip(index, similarity, strict=True)
-            if i >= 0
+            for at in places
         )
+        return listed, float(influence.sum() - influence[places].sum() + parts.remainder[photo])
+
+
+def _known(x: float) -> float | None:
+    return None if np.isnan(x) else float(x)
 
 
 def with_folder_percentiles(scores: Sequence[Score]) -> list[Score]:

@@ -121,7 +121,7 @@ class Votes(nn.Module):
             return self._beside_all(photo, pool, keep)
         found = [
             self._beside(photo[some], pool, index[some], None if keep is None else keep[some])
-            for some in (slice(start, start + _AT_ONCE) for start in range(0, len(photo), _AT_ONCE))
+            for some in (slice(start, start + _AT_ONCE) for start in range(0, max(len(photo), 1), _AT_ONCE))
         ]
         return _Consulted(torch.cat([one.weight for one in found]), torch.cat([one.open for one in found]))
 
@@ -177,7 +177,7 @@ class Votes(nn.Module):
             near = near * keep
         w = near @ known.inverse
         if keep is not None and not keep.all():
-            w = w - self._of_left_out(w, known.inverse, keep)
+            w = (w - self._of_left_out(w, known.inverse, keep)) * keep  # 0 to the last bit: their votes cannot matter
         return _Consulted(w, (1 - (w * near).sum(1)).clamp(0, 1))
 
     @staticmethod
@@ -186,16 +186,11 @@ class Votes(nn.Module):
 
         With R kept and E left out, (K_RR)^-1 = G_RR - G_RE (G_EE)^-1 G_ER, G the inverse over all.
         """
-        most = int((~keep).sum(1).max())
-        order = torch.argsort(keep.to(torch.int8), dim=1, stable=True)[:, :most]  # left out first
-        real = ~keep.gather(1, order)
-        block = inverse[order[:, :, None], order[:, None]]
-        eye = torch.eye(most, dtype=block.dtype, device=block.device)
-        block = torch.where(real[:, :, None] & real[:, None], block, eye)
-        share = torch.linalg.solve(block, w.gather(1, order) * real)
         off = torch.zeros_like(w)
-        for column in range(most):  # a few: a photo's own group
-            off += share[:, column, None] * inverse[order[:, column]]
+        for i in (~keep).any(1).nonzero()[:, 0].tolist():  # one by one: a group may be half of the pool
+            out = ~keep[i]
+            rows = inverse[out]  # [E, P]
+            off[i] = torch.linalg.solve(rows[:, out], w[i, out]) @ rows
         return off
 
     def _know(self, pool: Pool) -> _Known:

@@ -1,0 +1,146 @@
+"""How far a score can be trusted: percentile, interval, spread and unlike, learned from out-of-fold predictions.
+
+For n pool photos there is a prediction by a network that has not seen them, beside a pool without them; all four tables
+come from these and belong to that pool alone.
+
+    percentile  100 x the share of pool photos (ties half) whose out-of-fold score is lower
+    spread      a + b x the deviation of the predicted distribution: predictions between two opinions are too wide
+    interval    score +- c s(x), which held the mean vote of 90 % of the pool photos; s = exp(linear in the predicted
+                score, its deviation, the nearest similarity), fitted to the absolute residuals (Laplace likelihood)
+    unlike      1 - the share of pool photos whose own nearest similarity is lower: near 1, nothing in the pool is
+                like the photo, and neither score nor interval mean much
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from milnet.annotations import FloatArray
+
+COVERAGE = 0.9  # share of photos whose mean vote lies within the interval
+UNLIKE = 0.97  # above it a photo is called unlike: so are 3 % of the pool's own
+_LEAST = 30  # photos below which nothing is fitted
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """The tables of one pool; empty ones give NaN.
+
+    `percentiles` and `nearest` are sorted. `line`: a, b of the spread. `interval`: the centre and the scale of the
+    three signals, the four coefficients of log s, and c. `stale`: the pool has changed since.
+    """
+
+    percentiles: FloatArray = field(default_factory=lambda: np.empty(0))
+    nearest: FloatArray = field(default_factory=lambda: np.empty(0))
+    line: tuple[float, float] | None = None
+    interval: Mapping[str, tuple[float, ...]] | None = None
+    stale: bool = False
+
+    def percentile(self, scores: FloatArray) -> FloatArray:
+        """100 x the share of pool photos (ties half) whose out-of-fold predicted score is lower, [n]."""
+        if not len(self.percentiles) or self.stale:
+            return np.full(len(scores), np.nan)
+        below = np.searchsorted(self.percentiles, scores, "left") + np.searchsorted(self.percentiles, scores, "right")
+        return np.asarray(50.0 * below / len(self.percentiles))
+
+    def unlike(self, similarity: NDArray[Any]) -> FloatArray:
+        """How far outside the pool photos are whose nearest pool photo has this `similarity` [n], 0..1."""
+        if not len(self.nearest) or self.stale:
+            return np.full(len(similarity), np.nan)
+        return np.asarray(1 - np.searchsorted(self.nearest, similarity, "left") / len(self.nearest))
+
+    def spread(self, deviations: FloatArray) -> FloatArray:
+        """Expected standard deviation [n] of the votes on photos whose predicted distributions deviate so much."""
+        if self.line is None or self.stale:
+            return deviations
+        return np.asarray((self.line[0] + self.line[1] * deviations).clip(0))
+
+    def within(
+        self, scores: FloatArray, deviations: FloatArray, similarity: NDArray[Any], values: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Low and high [n] of the 90 % interval for the mean vote of a large panel, inside the `values`."""
+        if self.interval is None or self.stale:
+            return np.full(len(scores), np.nan), np.full(len(scores), np.nan)
+        how = self.interval
+        signals = (_signals(scores, deviations, similarity) - np.array(how["centre"])) / np.array(how["scale"])
+        # what no pool photo has shown is not extrapolated
+        half = how["factor"][0] * _size(np.array(how["coefficients"]), signals.clip(-3, 3))
+        return (scores - half).clip(values[0], values[-1]), (scores + half).clip(values[0], values[-1])
+
+    def to_json(self) -> dict[str, Any]:
+        """For calibration.json."""
+        found = asdict(self)
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()}
+
+    @staticmethod
+    def of_json(data: Mapping[str, Any]) -> Doubt:
+        """What `to_json` gave; older models have percentiles alone."""
+        line, interval = data.get("line"), data.get("interval")
+        return Doubt(
+            percentiles=np.array(data["percentiles"], np.float64),
+            nearest=np.array(data.get("nearest", []), np.float64),
+            line=None if line is None else (float(line[0]), float(line[1])),
+            interval=None if interval is None else {name: tuple(map(float, x)) for name, x in interval.items()},
+            stale=bool(data.get("stale", False)),
+        )
+
+
+def fit_doubt(p: FloatArray, q: FloatArray, nearest: NDArray[Any], values: FloatArray) -> Doubt:
+    """From out-of-fold predictions p [n, S] of pool photos with votes q [n, S] (shares).
+
+    `nearest` [n]: similarity of each to the most similar of the others that it may consult; -inf where there is none.
+    """
+    scores, true = p @ values, q @ values
+    known = np.isfinite(nearest)
+    tables = Doubt(np.sort(scores), np.sort(nearest[known].astype(np.float64)))
+    if known.sum() < _LEAST:
+        return tables
+    deviations = deviation(p, values)
+    b, a = np.polyfit(deviations, deviation(q, values), 1) if np.ptp(deviations) > 0 else (1.0, 0.0)
+    raw = _signals(scores, deviations, nearest)[known]
+    residuals = np.abs(scores - true)[known]
+    centre, scale = raw.mean(0), np.maximum(raw.std(0), 1e-9)
+    signals = ((raw - centre) / scale).clip(-3, 3)
+    coefficients = _fit_size(signals, residuals)
+    ratio = np.sort(residuals / _size(coefficients, signals))
+    place = min(len(ratio) - 1, int(np.ceil((len(ratio) + 1) * COVERAGE)) - 1)  # split conformal (Vovk et al. 2005)
+    interval = {
+        "centre": tuple(centre.tolist()),
+        "scale": tuple(scale.tolist()),
+        "coefficients": tuple(coefficients.tolist()),
+        "factor": (float(ratio[place]),),
+    }
+    return replace(tables, line=(float(a), float(b)), interval=interval)
+
+
+def deviation(p: FloatArray, values: FloatArray) -> FloatArray:
+    """Standard deviation [n] of distributions [n, S], in units of `values`."""
+    return np.asarray(np.sqrt((p * (values[None] - (p @ values)[:, None]) ** 2).sum(1)))
+
+
+def _signals(scores: FloatArray, deviations: FloatArray, similarity: NDArray[Any]) -> FloatArray:
+    return np.stack([scores, deviations, np.asarray(similarity, np.float64)], axis=1)
+
+
+def _size(coefficients: FloatArray, signals: FloatArray) -> FloatArray:
+    return np.asarray(np.exp(coefficients[0] + signals @ coefficients[1:]))
+
+
+def _fit_size(signals: FloatArray, residuals: FloatArray) -> FloatArray:
+    """Coefficients [4] of log s that make the absolute residuals likeliest; a little shrunk to a constant s. Convex."""
+    x = np.concatenate([np.ones((len(signals), 1)), signals], axis=1)
+    shrink = np.array([0.0, 0.02, 0.02, 0.02])
+
+    def loss(b: FloatArray) -> tuple[float, FloatArray]:
+        log = x @ b
+        relative = residuals * np.exp(-log)
+        return float(np.mean(log + relative) + shrink @ b**2), x.T @ (1 - relative) / len(x) + 2 * shrink * b
+
+    start = np.array([np.log(max(residuals.mean(), 1e-9)), 0.0, 0.0, 0.0])
+    return np.asarray(minimize(loss, start, jac=True, method="BFGS").x, dtype=np.float64)
