@@ -169,7 +169,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
     try:
         recipe = Recipe.of(read_json(folder / "recipe.json"))
         weights = load_file(folder / "weights.safetensors")
-        last = last_layer(config["features"]["nodes"]) if recipe.model == "votes" else None
+        last = last_layer(recipe, config["features"])
         network = make_network(recipe, _channels(config), len(config["values"]), int(config["seed"]), last)
         network.load_state_dict(weights)
         votes = read_array(folder / "pool" / "votes.npy")

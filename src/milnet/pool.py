@@ -196,6 +196,8 @@ class RatedPool:
         `queries` [Q] as rows of its table, what it holds is used and only the rest is searched for.
         """
         wanted = np.arange(len(semantic)) if rows is None else np.asarray(rows, np.int64)
+        if not k:
+            return References(np.empty((len(wanted), 0), np.int64), np.empty((len(wanted), 0), np.float32))
         exclude = self._exclusions(ids, pixels, groups)
         how: Any = {
             "pool_rows": self.rows,

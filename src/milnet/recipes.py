@@ -145,11 +145,14 @@ class Model:
         return Samples(nodes, rows, self.pool, references, whole=self.recipe.whole, few=few)
 
 
-def last_layer(nodes: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Which columns of node features are the backbone's last layer: of the part `nodes` of a feature set's config.
+def last_layer(recipe: Recipe, features: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Which columns of the node features are the backbone's last layer, by the config of a feature set.
 
-    None where they do not hold it, or nothing else.
+    None where they do not hold it, or nothing else, or are made of maps.
     """
+    nodes = features.get("nodes", {})
+    if recipe.takes_maps or "span" not in nodes:
+        return None
     start, end = nodes["span"]
     first, last = nodes["extraction"].get("ranges", {}).get("last", (0, 0))
     inside = start <= first < last <= end and (first, last) != (start, end)
@@ -243,7 +246,7 @@ class _Fit:
 
     def new_network(self, rows: IntArray) -> Network:
         """A fresh network whose standardiser knows the training photos `rows`."""
-        last = last_layer(self.features.config["nodes"]) if self.recipe.model == "votes" else None
+        last = last_layer(self.recipe, self.features.config)
         network = make_network(self.recipe, self.nodes.shape[-1], self.table.votes.shape[1], self.seed, last)
         if self.recipe.standardise:
             network.standardise.set(*moments(self.nodes, rows))
@@ -305,8 +308,7 @@ class _Fit:
         network.own = own
         pool = self.pool(rows)
         samples, r = self.samples(rows, pool, targets=True), self.recipe
-        line = tune(network, samples, pool.tensors, lambda: make_loss(r.loss, r.r), device=self.device)
-        self.run.log({"phase": "tune", **line})
+        tune(network, samples, pool.tensors, lambda: make_loss(r.loss, r.r), device=self.device)
         return network
 
     def beneath(self) -> _Fit | None:

@@ -56,7 +56,7 @@ def tune(
         best = (0, 0)
         for step in (2, 1):
             while True:
-                around = [(best[0] + i * step, best[1] + j * step) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+                around = [(best[0] + i * step, best[1] + j * step) for i in (0, 1, -1) for j in (0, 1, -1)]
                 better = min([best, *(at for at in around if max(map(abs, at)) <= _RANGE)], key=value)
                 if better == best:
                     break
