@@ -55,7 +55,7 @@ Stored = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", help="single | published | reducer | milnet | FILE.toml")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="single | published | votes | reducer | milnet | FILE.toml")]
 Group = Annotated[
     str | None,
     typer.Option(help="Column whose photos stay together and do not consult each other.", show_default=False),
@@ -265,8 +265,8 @@ _COMMON = [
 ]
 
 
-def command(name: str) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[..., None]]:
-    """Register a command. The function gets a Context first and returns what --json prints."""
+def command(name: str, of: typer.Typer = app) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[..., None]]:
+    """Register a command, `of` a group if any. The function gets a Context first and returns what --json prints."""
 
     def register(function: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)
@@ -295,7 +295,7 @@ def command(name: str) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(name)(run)
+        of.command(name)(run)
         return run
 
     return register

@@ -1,16 +1,19 @@
-"""score, info, doctor: using a model, and looking at what is there."""
+"""score, explain, info, doctor: using a model, and looking at what is there."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from milnet.cli.common import Context, command
 from milnet.version import __version__
+
+if TYPE_CHECKING:
+    from milnet.scoring import Score
 
 
 @command("score")
@@ -33,6 +36,7 @@ def score(
     ] = None,
 ) -> Mapping[str, Any]:
     """Score photos. Bad ones are listed and the rest is scored; with -o, a stopped run goes on where it was."""
+    from milnet.doubt import UNLIKE
     from milnet.images import MAX_PIXELS
     from milnet.library import find_photos
     from milnet.outputs import check_output, check_suffix, errors_path, write_failures, write_scores
@@ -75,9 +79,16 @@ def score(
         f"scores {fitted.values[0]:g} to {fitted.values[-1]:g}"
     )
     context.table(
-        ["photo", "score", "spread", "percentile"],
+        ["photo", "score", "90 % interval", "spread", "percentile", "unlike"],
         [
-            [s.photo, f"{s.score:.2f}", f"{s.spread:.2f}", "" if s.percentile is None else f"{s.percentile:.0f}"]
+            [
+                s.photo,
+                f"{s.score:.2f}",
+                _interval(s),
+                f"{s.spread:.2f}",
+                "" if s.percentile is None else f"{s.percentile:.0f}",
+                "" if s.unlike is None else f"{s.unlike:.2f}" + ("!" if s.unlike > UNLIKE else ""),
+            ]
             for s in sorted(scores, key=lambda s: -s.score)[: 20 if output else len(scores)]
         ],
     )
@@ -92,6 +103,74 @@ def score(
         "failures": [failure.__dict__ for failure in failures],
         "seconds": seconds,
     }
+
+
+@command("explain")
+def explain(
+    context: Context,
+    photos: Annotated[list[str], typer.Argument(help="Photos, folders, patterns.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="MODEL folder.", show_default=False)],
+    weights: Annotated[
+        str | None, typer.Option(help="Where the backbone's weights are now.", show_default="as at training")
+    ] = None,
+) -> Mapping[str, Any]:
+    """Say which rated photos moved the score of a photo, by how much, and how far the score can be trusted."""
+    from milnet.doubt import UNLIKE
+    from milnet.library import find_photos
+    from milnet.scoring import Scorer, score_files
+
+    files = find_photos(photos)
+    scorer = Scorer.load(model, weights=weights, device=context.compute_device(), offline=context.offline)
+    with context.progress() as progress:
+        scores, failures = score_files(scorer, files, progress=progress)
+    fitted = scorer.model
+    exact = fitted.recipe.model != "graph"
+    for s in scores:
+        context.say(f"{s.photo}: {s.score:.2f} on a scale of {s.values[0]:g} to {s.values[-1]:g}")
+        if s.low is not None:
+            context.say(f"  90 % interval for the mean vote of a large panel: {_interval(s)}")
+        votes = _bars(s.distribution)
+        context.say(f"  predicted votes {votes}, spread {s.spread:.2f}")
+        if s.percentile is not None:
+            context.say(f"  scores higher than {s.percentile:.0f} % of the pool's {len(fitted.pool):,} photos")
+        if s.unlike is not None:
+            context.say(
+                f"  unlike {s.unlike:.2f}: {s.unlike:.0%} of the pool's photos have a nearer neighbour than this photo"
+                + (". It is outside what the pool shows: trust neither score nor interval" if s.unlike > UNLIKE else "")
+            )
+        rows = [["base: the mean vote of the photos it learned from", "", "", "", f"{s.base:.3f}"]]
+        rows += [["own: what the photo itself adds", "", "", "", f"{s.own:+.3f}"]]
+        for reference in s.references:
+            mean = sum(v * n for v, n in zip(s.values, reference.votes, strict=True)) / sum(reference.votes)
+            rows.append(
+                [reference.id, f"{reference.similarity:.3f}", _bars(reference.votes), f"{mean:.2f}",
+                 f"{reference.influence:+.3f}"]
+            )  # fmt: skip
+        if s.references:
+            others = len(fitted.pool) - len(s.references) if fitted.recipe.whole else 0
+            what = f"the rest of the pool ({others:,} photos)" if others else "the other references"
+            rows.append([what if exact else "not explained by leaving one out", "", "", "", f"{s.rest:+.3f}"])
+        rows.append(["score", "", "", "", f"{s.score:.3f}"])
+        context.table(["  photo", "similarity", "votes", "mean vote", "adds"], [[f"  {r[0]}", *r[1:]] for r in rows])
+    for failure in failures:
+        context.warn(f"not scored: {failure.photo}: {failure.reason}")
+    context.failed = bool(failures)
+    return {
+        "model": str(model),
+        "digest": scorer.digest,
+        "scores": [{**s.row(), "references": [r.__dict__ for r in s.references]} for s in scores],
+        "failures": [failure.__dict__ for failure in failures],
+    }
+
+
+def _interval(score: Score) -> str:
+    return "" if score.low is None else f"{score.low:.2f} to {score.high:.2f}"
+
+
+def _bars(votes: Sequence[float]) -> str:
+    """A histogram in one line, the highest bar full."""
+    most = max(votes)
+    return "".join("\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"[min(7, int(8 * n / most))] for n in votes)
 
 
 @command("info")

@@ -1,0 +1,71 @@
+"""pool add: more rated photos for a trained model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from milnet.cli.common import Context, Data, Nodes, Overwrite, Semantic, app, command, command_line
+
+pool = typer.Typer(no_args_is_help=True, help="The rated photos that a model consults.")
+app.add_typer(pool, name="pool")
+
+
+@command("add", pool)
+def add(
+    context: Context,
+    model: Annotated[Path, typer.Argument(help="MODEL folder.", show_default=False)],
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)],
+    split: Annotated[str, typer.Option(help="Value of the column `split`; `all` for every photo.")] = "all",
+    semantic: Semantic = None,
+    nodes: Nodes = None,
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Add the rated photos of DATA to a model's pool; nothing is trained again."""
+    import numpy as np
+
+    from milnet.annotations import load_table
+    from milnet.checkpoints import load_model, save_model
+    from milnet.features import load_feature_set
+    from milnet.growing import add_to_pool
+
+    began = time.monotonic()
+    device = context.compute_device()
+    fitted, manifest = load_model(model, device=device)
+    table, data_manifest = load_table(data)
+    features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
+    rows = np.arange(len(table)) if split == "all" else table.rows_where("split", split)
+    grown, told = add_to_pool(fitted, table, features, rows, device=device)
+    notes = {key: value for key, value in manifest.notes.items() if key != "features"}
+    added = {"data": data_manifest.digest, "photos": len(told.added), "command": command_line()}
+    saved = save_model(grown, output, overwrite=overwrite, notes={**notes, "added": [*notes.get("added", []), added]})
+    context.say(
+        f"{output}: {len(told.added):,} photos added to {len(fitted.pool):,}, {len(grown.pool):,} in all"
+        + (f"; {len(told.known):,} were there already" if told.known else "")
+        + f", {time.monotonic() - began:.1f} s, digest {saved.digest[:12]}"
+    )
+    if told.unreadable:
+        context.warn(
+            f"{len(told.unreadable):,} photos have no features and were left out: {', '.join(told.unreadable[:5])}"
+        )
+    stale = grown.doubt.stale
+    if stale:
+        context.warn(
+            "percentile, interval and unlike belong to the old pool and are given no longer: train again to have them"
+        )
+    elif len(grown.doubt.percentiles):
+        context.say("percentile, interval and unlike were made anew for this pool")
+    return {
+        "model": str(output),
+        "digest": saved.digest,
+        "pool": len(grown.pool),
+        "added": len(told.added),
+        "known": list(told.known),
+        "unreadable": list(told.unreadable),
+        "stale": stale,
+    }

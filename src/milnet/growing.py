@@ -1,0 +1,110 @@
+"""More rated photos for a trained model's pool, without training it again.
+
+The networks stay as they are; the new photos' votes are read at the next prediction. What was learned of doubt belongs
+to the old pool: for `votes` it is made anew from the new one (a new photo was never trained on, so what the own network
+says of it is honest), for other recipes it is marked stale and no longer given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from milnet.annotations import FloatArray, IntArray, Table
+from milnet.errors import UsageError
+from milnet.evaluation import refuse_other_features, refuse_other_values
+from milnet.features import FeatureSet, stored_rows
+from milnet.model.votes import Votes
+from milnet.pool import RatedPool
+from milnet.recipes import Model, doubt_of_votes
+from milnet.training import predict
+
+
+@dataclass(frozen=True)
+class Added:
+    """Ids of the photos that came into the pool, of those that were in it already, and of those without features."""
+
+    added: tuple[str, ...]
+    known: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+def add_to_pool(
+    model: Model, table: Table, features: FeatureSet, rows: IntArray, *, device: str = "cpu"
+) -> tuple[Model, Added]:
+    """The model with the photos `rows` of a table in its pool too; one that is there already, by id or pixels, is not.
+
+    Photos of another table than the model's get ids "table:id", and are in a group only if that table has the column.
+    Raises UsageError for a model that consults no pool, or other score values; ArtifactError for features of another
+    kind than the model's.
+    """
+    if not model.uses_references:
+        raise UsageError(
+            f"a model of the recipe {model.recipe.name} scores photos alone: a larger pool would change nothing but "
+            f"its percentiles; train one with --recipe votes"
+        )
+    refuse_other_features(model, features)
+    refuse_other_values(model, table)
+    pool, own = model.pool, table.name == model.table_name
+    names = [table.ids[row] if own else f"{table.name}:{table.ids[row]}" for row in rows]
+    ids, pixels = set(pool.ids), {digest for digest in pool.pixels if digest}
+    added: list[int] = []
+    known, unreadable = [], []
+    for name, row in zip(names, rows, strict=True):
+        if not features.readable[row]:
+            unreadable.append(name)
+        elif name in ids or features.pixels[row] in pixels:
+            known.append(name)
+        else:
+            added.append(int(row))
+            ids.add(name)
+            pixels |= {features.pixels[row]} - {""}
+    told = Added(
+        tuple(name for name, row in zip(names, rows, strict=True) if int(row) in set(added)),
+        tuple(known),
+        tuple(unreadable),
+    )
+    if not added:
+        return model, told
+    new = np.array(added, np.int64)
+    judged = table.take(new)
+    judged.check()
+    nodes = model.numbers(features, new, device=device)
+    groups = judged.column(model.group) if model.group and model.group in table.columns else ("",) * len(new)
+    grown = RatedPool(
+        ids=(*pool.ids, *told.added),
+        pixels=(*pool.pixels, *(features.pixels[row] for row in new)),
+        groups=(*pool.groups, *groups),
+        distributions=np.concatenate([pool.distributions, judged.distributions]),
+        totals=np.concatenate([pool.totals, judged.totals]),
+        semantic=np.concatenate([stored_rows(pool.semantic, pool.rows), stored_rows(features.semantic, new)]),
+        nodes=np.concatenate([stored_rows(pool.nodes, pool.rows), nodes]),
+        rows=np.arange(len(pool) + len(new), dtype=np.int64),
+        near_duplicate=pool.near_duplicate,
+        alone=_alone(model, table, features, new, nodes, device),
+    )
+    seen = [(f"{table.id_space}:{table.ids[row]}", features.pixels[row]) for row in new]
+    larger = replace(model, pool=grown, seen=tuple(dict.fromkeys([*model.seen, *seen])))
+    if grown.alone is not None:
+        larger.doubt = doubt_of_votes(larger, device=device)
+    elif len(model.doubt.percentiles):
+        larger.doubt = replace(model.doubt, stale=True)
+    return larger, told
+
+
+def _alone(
+    model: Model, table: Table, features: FeatureSet, rows: IntArray, nodes: FloatArray, device: str
+) -> FloatArray | None:
+    """`alone` of the larger pool; None where that of the old one is not known. NaN for photos that were trained on."""
+    network = model.network
+    if model.pool.alone is None or not isinstance(network, Votes):
+        return None
+    samples = replace(model, network=network.own, recipe=replace(model.recipe, model="single")).samples(nodes)
+    found = predict(network.own.to(torch.device(device)), samples, device=device)
+    names, digests = {name for name, _ in model.seen}, {digest for _, digest in model.seen if digest}
+    for i, row in enumerate(rows):
+        if f"{table.id_space}:{table.ids[row]}" in names or features.pixels[row] in digests:
+            found[i] = np.nan
+    return np.concatenate([model.pool.alone, found])
