@@ -308,7 +308,7 @@ class _Fit:
         network.own = own
         pool = self.pool(rows)
         samples, r = self.samples(rows, pool, targets=True), self.recipe
-        tune(network, samples, pool.tensors, lambda: make_loss(r.loss, r.r), device=self.device)
+        tune(network, samples, pool, lambda: make_loss(r.loss, r.r), device=self.device)
         return network
 
     def beneath(self) -> _Fit | None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from milnet.losses import Loss
-from milnet.model.common import Pool
 from milnet.model.votes import Votes
+from milnet.pool import RatedPool
 from milnet.samples import Samples
 
 _SOME = 1000  # photos from which medians are taken, and at most so many are predicted
@@ -23,7 +23,7 @@ _RANGE = 3  # powers of 2 that the two are changed by at most
 
 
 def tune(
-    network: Votes, samples: Samples, pool: Pool, loss: Callable[[], Loss], *, device: str = "cpu"
+    network: Votes, samples: Samples, pool: RatedPool, loss: Callable[[], Loss], *, device: str = "cpu"
 ) -> dict[str, float]:
     """Set the network's `base`, `scale`, `sampling`, `sharpness` and `noise`; returns the last two, the loss.
 
@@ -65,16 +65,16 @@ def tune(
     return {"sharpness": float(network.sharpness), "noise": float(network.noise), "loss": known[best]}
 
 
-def _describe(network: Votes, pool: Pool) -> None:
+def _describe(network: Votes, pool: RatedPool) -> None:
     """The mean of the votes, what chance makes of them, and the usual distance between photos."""
-    q = pool.distributions.double()
+    device = network.base.device
+    q = torch.from_numpy(pool.distributions).to(device)
     network.base.copy_(q.mean(0) / q.mean(0).sum())
-    some = pool.nodes[torch.from_numpy(_evenly(len(pool.nodes)))].to(network.base.device)
+    some = torch.from_numpy(pool.nodes_at(_evenly(len(pool)))).to(device)
     for i, x in enumerate(parts := network.points(some)):
         squared = (2 - 2 * x @ x.T)[~torch.eye(len(x), dtype=torch.bool, device=x.device)]
         network.scale[i] = 1 / (len(parts) * squared.median().clamp_min(1e-6))
-    assert pool.totals is not None
-    panel = 1 / (1 / pool.totals.double()).mean()
+    panel = 1 / (1 / torch.from_numpy(pool.totals)).mean()
     below = q.cumsum(1)[:, :-1]  # what an earth mover's distance compares
     chance = (below * (1 - below)).mean()  # variance in a panel of one
     varies = (below.var(0).mean() - chance / panel).clamp_min(chance * 1e-3)  # of the true shares, between photos
