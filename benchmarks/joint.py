@@ -15,7 +15,7 @@ Rows, each predicted out of fold:
                                                                      learning (g = 1, noise = 0.1)
     kernel ridge  RBF over the whole pool; gamma and ridge by leave-one-out (-group-out) inside the training part:
                   `last` is the one of the data's reference numbers, `last+taps` has the parts that votes has
-    stack         half kernel ridge (last+taps), half the mean of the seeds' `single`
+    stack         half kernel ridge (last+taps), half the mean of four seeds' `single`
 `single` is trained as the own network of `votes` is (same seeds), so that its predictions are those of K=0.
 """
 
@@ -49,6 +49,7 @@ from milnet.splits import Split
 from resolutions import crossvalidated, squared_distances
 
 KINDS = ("random", "theme")
+ALSO = 2  # seeds of the other features
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     """All trainings, the most wanted first."""
     assignments = range(options.assignments + 1)
     wanted = [
-        Cell(features, "votes", "emd", kind, assignment, seed, fold)
-        for features in [options.features, *options.also]
+        Cell(options.features, "votes", "emd", kind, assignment, seed, fold)
         for seed, assignment, kind, fold in itertools.product(range(options.seeds), assignments, KINDS, range(5))
     ]
     for loss in ("emd", "adaptive_emd", "published_adaemd"):
@@ -177,6 +177,11 @@ def cells(options: argparse.Namespace) -> list[Cell]:
                 Cell(options.features, recipe, loss, kind, 0, seed, fold)
                 for seed, kind, fold in itertools.product(range(options.seeds), KINDS, range(5))
             ]
+    wanted += [
+        Cell(features, "votes", "emd", kind, assignment, seed, fold)
+        for features in options.also
+        for seed, assignment, kind, fold in itertools.product(range(ALSO), assignments, KINDS, range(5))
+    ]
     return list(dict.fromkeys(wanted))
 
 
@@ -219,7 +224,8 @@ class Collected:
                 kernel: FloatArray = data[f"{kind}-{assignment}"]
             return kernel
         if row == "stack":
-            own = [self.get("single", features, loss, kind, assignment, one) for one in range(4)]
+            count = len(list(self.out.glob(f"{features}-votes-{loss}-{kind}-{assignment}-?-0.npz")))
+            own = [self.get("single", features, loss, kind, assignment, one) for one in range(min(4, count))]
             ridge = self.get("kernel ridge last+taps", features, loss, kind, assignment, 0)
             return np.asarray((np.mean(own, axis=0) + ridge) / 2)
         name = {"single": "alone"}.get(row, row)
@@ -269,9 +275,12 @@ def report(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     every, seeds = list(range(options.assignments + 1)), list(range(options.seeds))
     summary: dict[str, Any] = {"rows": [], "comparisons": []}
 
-    def runs(row: str, features: str, loss: str, kind: str, of: list[int]) -> list[FloatArray]:
+    def runs(
+        row: str, features: str, loss: str, kind: str, of: list[int], count: int | None = None
+    ) -> list[FloatArray]:
         # what no seed decides is repeated, so that every list pairs up
-        return [collected.get(row, features, loss, kind, a, s) for a, s in itertools.product(of, seeds)]
+        some = seeds[: count or (ALSO if features in options.also else len(seeds))]
+        return [collected.get(row, features, loss, kind, a, s) for a, s in itertools.product(of, some)]
 
     def show(row: str, features: str, loss: str, of: list[int]) -> None:
         line = f"{row:24s} {features:8s} {loss:16s}"
@@ -299,8 +308,9 @@ def report(options: argparse.Namespace, table: Table) -> dict[str, Any]:
         show(row, options.features, loss, [0])
 
     def against(title: str, first: tuple[str, str, str], second: tuple[str, str, str], of: list[int]) -> None:
+        count = ALSO if {first[1], second[1]} & set(options.also) else None
         for kind in KINDS:
-            found = compare(table, runs(*first, kind, of), runs(*second, kind, of), groups)
+            found = compare(table, runs(*first, kind, of, count), runs(*second, kind, of, count), groups)
             text = "  ".join(
                 f"{name} {d:+.4f} [{low:+.4f}, {high:+.4f}]{' *' if low * high > 0 else ''}"
                 for name, (d, low, high) in found.items()
