@@ -1,4 +1,4 @@
-"""What consulting the pool adds to feature extraction: the same photos through the extractor alone and through `Scorer`.
+"""What consulting the pool adds to feature extraction: the same photos through the extractor and through `Scorer`.
 
     python benchmarks/scoring.py MODEL PHOTOS/ --photos 60 --rounds 5
 
