@@ -26,19 +26,21 @@ from milnet.annotations import FloatArray
 COVERAGE = 0.9  # share of photos whose mean vote lies within the interval
 UNLIKE = 0.97  # above it a photo is called unlike: so are 3 % of the pool's own
 _LEAST = 30  # photos below which nothing is fitted
+_FOLDS = 5  # of the photos whose residuals give c
 
 
 @dataclass(frozen=True)
 class Doubt:
     """The tables of one pool; empty ones give NaN.
 
-    `percentiles` and `nearest` are sorted. `line`: a, b of the spread. `interval`: the centre and the scale of the
-    three signals, the four coefficients of log s, and c. `stale`: the pool has changed since.
+    `percentiles` and `nearest` are sorted. `line`: a, b of the spread, and the lowest and the highest deviation seen.
+    `interval`: the centre and the scale of the three signals, the four coefficients of log s, and c. `stale`: the pool
+    has changed since.
     """
 
     percentiles: FloatArray = field(default_factory=lambda: np.empty(0))
     nearest: FloatArray = field(default_factory=lambda: np.empty(0))
-    line: tuple[float, float] | None = None
+    line: tuple[float, float, float, float] | None = None
     interval: Mapping[str, tuple[float, ...]] | None = None
     stale: bool = False
 
@@ -53,13 +55,15 @@ class Doubt:
         """How far outside the pool photos are whose nearest pool photo has this `similarity` [n], 0..1."""
         if not len(self.nearest) or self.stale:
             return np.full(len(similarity), np.nan)
-        return np.asarray(1 - np.searchsorted(self.nearest, similarity, "left") / len(self.nearest))
+        lower = np.searchsorted(self.nearest, similarity, "left") / len(self.nearest)
+        return np.where(np.isnan(similarity), np.nan, 1 - lower)
 
     def spread(self, deviations: FloatArray) -> FloatArray:
         """Expected standard deviation [n] of the votes on photos whose predicted distributions deviate so much."""
         if self.line is None or self.stale:
             return deviations
-        return np.asarray((self.line[0] + self.line[1] * deviations).clip(0))
+        a, b, lowest, highest = self.line
+        return np.asarray((a + b * deviations.clip(lowest, highest)).clip(0))  # not extrapolated either
 
     def within(
         self, scores: FloatArray, deviations: FloatArray, similarity: NDArray[Any], values: FloatArray
@@ -85,7 +89,7 @@ class Doubt:
         return Doubt(
             percentiles=np.array(data["percentiles"], np.float64),
             nearest=np.array(data.get("nearest", []), np.float64),
-            line=None if line is None else (float(line[0]), float(line[1])),
+            line=None if line is None else (float(line[0]), float(line[1]), float(line[2]), float(line[3])),
             interval=None if interval is None else {name: tuple(map(float, x)) for name, x in interval.items()},
             stale=bool(data.get("stale", False)),
         )
@@ -102,13 +106,21 @@ def fit_doubt(p: FloatArray, q: FloatArray, nearest: NDArray[Any], values: Float
     if known.sum() < _LEAST:
         return tables
     deviations = deviation(p, values)
-    b, a = np.polyfit(deviations, deviation(q, values), 1) if np.ptp(deviations) > 0 else (1.0, 0.0)
+    range_ = values[-1] - values[0]
+    b, a = 0.0, float(deviation(q, values).mean())
+    if np.ptp(deviations) > 1e-6 * range_:
+        line = np.polyfit(deviations, deviation(q, values), 1)
+        b, a = line if line[0] > 0 else (b, a)  # the wider the prediction, the less people disagree: that is chance
     raw = _signals(scores, deviations, nearest)[known]
-    residuals = np.abs(scores - true)[known]
+    residuals = np.maximum(np.abs(scores - true)[known], 1e-3 * range_)  # the logarithm of 0 would rule all others
     centre, scale = raw.mean(0), np.maximum(raw.std(0), 1e-9)
     signals = ((raw - centre) / scale).clip(-3, 3)
     coefficients = _fit_size(signals, residuals)
-    ratio = np.sort(residuals / _size(coefficients, signals))
+    ratio, fold = np.empty(len(residuals)), np.arange(len(residuals)) % _FOLDS
+    for one in range(_FOLDS):  # to sizes that have not seen them: those they were fitted to flatter them
+        out = fold == one
+        ratio[out] = residuals[out] / _size(_fit_size(signals[~out], residuals[~out]), signals[out])
+    ratio.sort()
     place = min(len(ratio) - 1, int(np.ceil((len(ratio) + 1) * COVERAGE)) - 1)  # split conformal (Vovk et al. 2005)
     interval = {
         "centre": tuple(centre.tolist()),
@@ -116,7 +128,9 @@ def fit_doubt(p: FloatArray, q: FloatArray, nearest: NDArray[Any], values: Float
         "coefficients": tuple(coefficients.tolist()),
         "factor": (float(ratio[place]),),
     }
-    return replace(tables, line=(float(a), float(b)), interval=interval)
+    return replace(
+        tables, line=(float(a), float(b), float(deviations.min()), float(deviations.max())), interval=interval
+    )
 
 
 def deviation(p: FloatArray, values: FloatArray) -> FloatArray:
@@ -142,5 +156,5 @@ def _fit_size(signals: FloatArray, residuals: FloatArray) -> FloatArray:
         relative = residuals * np.exp(-log)
         return float(np.mean(log + relative) + shrink @ b**2), x.T @ (1 - relative) / len(x) + 2 * shrink * b
 
-    start = np.array([np.log(max(residuals.mean(), 1e-9)), 0.0, 0.0, 0.0])
+    start = np.array([np.log(residuals.mean()), 0.0, 0.0, 0.0])
     return np.asarray(minimize(loss, start, jac=True, method="BFGS").x, dtype=np.float64)
