@@ -130,6 +130,27 @@ def test_likeness_alone_is_enough() -> None:
         assert not (found.index == ROWS[:, None]).any() and (found.found.sum(1) == N - 2).all()
 
 
+def test_the_whole_pool_is_ranked_as_a_search_ranks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With twins by pixels and by likeness, groups, more places than photos, ties; and it refuses what a search does."""
+    f = features(((3, 8), (20, 21)))
+    f.semantic[12] = f.semantic[11] + np.float16(0.001)  # alike
+    f.semantic[31] = f.semantic[30]  # a tie for everybody else
+    pool = RatedPool.of(table(), f, ROWS[::2], "theme")
+    t = table()
+    who = {"rows": ROWS, "ids": [t.ids[i] for i in ROWS], "pixels": [f.pixels[i] for i in ROWS]}
+    for k in (len(pool), len(pool) + 3):
+        for groups in (None, [t.column("theme")[i] for i in ROWS]):
+            fast = pool.find(f.semantic, k, groups=groups, **who)  # type: ignore[arg-type]
+            with monkeypatch.context() as without:
+                without.setattr(pool_module, "_RANKED", 0)
+                searched = pool.find(f.semantic, k, groups=groups, **who)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(fast.index, searched.index)
+            np.testing.assert_allclose(fast.similarity, searched.similarity, atol=1e-7)
+            assert (fast.index >= 0).sum() > 10 * len(ROWS)
+    with pytest.raises(NumericError, match=r"row 39 of the features is not finite"):
+        pool.find(f.semantic, len(pool), rows=np.array([3, N - 1]))
+
+
 def test_shared_codes() -> None:
     found = shared_codes(["a", "", "b", "a"], ["c", "a", "", "b", "d"])
     equal = (found.query[:, None] == found.pool[None]) & (found.query[:, None] >= 0)

@@ -39,7 +39,7 @@ from milnet.artifacts import (
     write_manifest,
     write_text,
 )
-from milnet.errors import ArtifactError, LeakError, UsageError
+from milnet.errors import ArtifactError, LeakError, NumericError, UsageError
 from milnet.features import FeatureSet, Progress, stored_rows, take_rows
 from milnet.model.common import Pool
 from milnet.references import (
@@ -53,6 +53,7 @@ from milnet.references import (
     search_blocks,
 )
 
+_RANKED = 20_000  # pool photos up to which all of them are sorted without a search
 _SELECTED = 4096  # rows of a store that are looked through at once
 
 
@@ -199,6 +200,8 @@ class RatedPool:
         if not k:
             return References(np.empty((len(wanted), 0), np.int64), np.empty((len(wanted), 0), np.float32))
         exclude = self._exclusions(ids, pixels, groups)
+        if k >= len(self) and similarity == "cosine" and len(self) <= _RANKED:
+            return self._ranked(semantic, wanted, exclude, k)
         how: Any = {
             "pool_rows": self.rows,
             "similarity": similarity,
@@ -215,6 +218,29 @@ class RatedPool:
             rest = search(semantic, self.semantic, k, query_rows=wanted[open_], exclude=some, **how)
             found.index[open_], found.similarity[open_] = rest.index, rest.similarity
         return found
+
+    def _ranked(self, semantic: NDArray[Any], rows: IntArray, exclude: Sequence[Exclusion], k: int) -> References:
+        """All of a small pool by similarity, as `search` would rank it: nothing has to be looked for, only sorted."""
+        index = np.full((len(rows), k), -1, np.int64)
+        best = np.full(index.shape, -np.inf, np.float32)
+        for start in range(0, len(rows), BLOCK):
+            part = slice(start, start + BLOCK)
+            found = _unit(semantic, rows[part]) @ self._units.T
+            allowed = np.ones(found.shape, np.bool_) if self.near_duplicate is None else found <= self.near_duplicate
+            for pair in exclude:
+                own = pair.query[part, None]
+                allowed &= ~((pair.pool[None] == own) & (own >= 0))
+            values = np.where(allowed, found, -np.inf).astype(np.float32)
+            order = np.argsort(-values, axis=1, kind="stable")
+            sorted_ = np.take_along_axis(values, order, 1)
+            index[part, : len(self)] = np.where(sorted_ > -np.inf, order, -1)
+            best[part, : len(self)] = sorted_
+        return References(index, best)
+
+    @cached_property
+    def _units(self) -> FloatArray:
+        """Semantic features [P, Ds] of length 1."""
+        return _unit(self.semantic, self.rows)
 
     def find_blocks(
         self,
@@ -248,6 +274,16 @@ class RatedPool:
     ) -> list[Exclusion]:
         sides = ((ids, self.ids), (pixels, self.pixels), (groups, self.groups))
         return [shared_codes(own, theirs) for own, theirs in sides if own is not None]
+
+
+def _unit(semantic: NDArray[Any], rows: IntArray) -> FloatArray:
+    """Rows [n, Ds] of length 1 as a search has them, float32 made float64; it refuses what it would refuse."""
+    numbers = take_rows(semantic, rows)
+    if not np.isfinite(numbers).all():
+        row = rows[int(np.flatnonzero(~np.isfinite(numbers).all(1))[0])]
+        raise NumericError(f"row {row} of the features is not finite: unreadable photos must be left out of a search")
+    found: FloatArray = torch.nn.functional.normalize(torch.from_numpy(numbers)).double().numpy()
+    return found
 
 
 def shared_codes(query: Sequence[str], pool: Sequence[str]) -> Exclusion:
