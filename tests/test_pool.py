@@ -131,7 +131,7 @@ def test_likeness_alone_is_enough() -> None:
 
 
 def test_the_whole_pool_is_ranked_as_a_search_ranks_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With twins by pixels and by likeness, groups, more places than photos, ties; and it refuses what a search does."""
+    """Twins by pixels and by likeness, groups, too many places, ties; and it refuses what a search refuses."""
     f = features(((3, 8), (20, 21)))
     f.semantic[12] = f.semantic[11] + np.float16(0.001)  # alike
     f.semantic[31] = f.semantic[30]  # a tie for everybody else
