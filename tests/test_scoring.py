@@ -60,11 +60,17 @@ def test_scores(place: Path) -> None:
         p = np.array(score.distribution)
         assert p.sum() == pytest.approx(1, abs=1e-9)
         assert score.score == pytest.approx(p @ values, abs=1e-9)
-        assert score.spread == pytest.approx(np.sqrt(p @ (values - score.score) ** 2), abs=1e-9)
-        assert score.percentile is not None
+        deviation = np.sqrt(p @ (values - score.score) ** 2)
+        assert score.spread == pytest.approx(float(scorer.model.doubt.spread(deviation[None])[0]), abs=1e-9)
+        assert score.percentile is not None and score.low is not None and score.high is not None
         assert 0 <= score.percentile <= 100
+        assert 1 <= score.low < score.score < score.high <= 5
+        assert score.unlike is not None and 0 <= score.unlike <= 1
+        nearest = np.array([score.references[0].similarity])
+        assert score.unlike == pytest.approx(float(scorer.model.doubt.unlike(nearest)[0]), abs=2 / 60)  # rounded
         assert len(score.references) == 4
-        assert score.low is score.high is score.unlike is score.own is None
+        parts = score.base + score.own + sum(r.influence for r in score.references) + score.rest
+        assert parts == pytest.approx(score.score, abs=1e-9)
     order = np.argsort([score.score for score in scores])
     assert scores[order[0]].folder_percentile == 0
     assert scores[order[-1]].folder_percentile == 100
@@ -133,7 +139,9 @@ def test_a_pool_photo_does_not_consult_itself(place: Path) -> None:
 def test_single_consults_nobody(place: Path) -> None:
     score = Scorer.load(place / "single").score(place / "new" / "n00.png")[0]
     assert score.references == ()
-    assert score.own == score.score
+    assert score.base + score.own == pytest.approx(score.score, abs=1e-9)
+    assert score.rest == pytest.approx(0, abs=1e-9)
+    assert score.low is not None and score.unlike is not None  # like whom it is, is known all the same
     assert not (place / "single" / "pool" / "nodes.npy").exists()
 
 
@@ -186,7 +194,9 @@ def test_loading_says_what_is_wrong(place: Path, tmp_path: Path) -> None:
 
 
 def example(score: float, photo: str = "a.jpg") -> Score:
-    return Score(photo, score, None, None, 1.0, None, None, None, (0.5, 0.5), None, (), (1.0, 2.0), "m")
+    return Score(
+        photo, score, None, None, 1.0, None, None, None, (0.5, 0.5), 1.5, score - 1.5, (), 0.0, (1.0, 2.0), "m"
+    )
 
 
 def test_folder_percentiles() -> None:
@@ -214,7 +224,14 @@ def test_outputs(suffix: str, place: Path, tmp_path: Path) -> None:
         assert json.loads(rows[0]["references"])[0]["similarity"] == scores[0].references[0].similarity
     assert [row["photo"] for row in rows] == [score.photo for score in scores]
     np.testing.assert_allclose([row["score"] for row in rows], [score.score for score in scores], atol=1e-12)
-    assert rows[0]["low"] is None
+    for name in ("low", "high", "spread", "percentile", "unlike", "base", "own", "rest"):
+        np.testing.assert_allclose([row[name] for row in rows], [getattr(s, name) for s in scores], atol=1e-12)
+    write_scores(path, [example(1.5)], [1.0, 2.0])  # not calibrated
+    if suffix == ".parquet":
+        (row,) = polars.read_parquet(path).to_dicts()
+    else:
+        (row,) = [json.loads(path.read_text())] if suffix == ".jsonl" else polars.read_csv(path).to_dicts()
+    assert row["low"] is row["high"] is row["unlike"] is row["percentile"] is None
     write_scores(path, [], [1.0, 2.0])  # no photo at all: still a table
     with pytest.raises(UsageError, match=r"expected a name ending in \.csv, \.jsonl, \.parquet"):
         write_scores(tmp_path / "scores.txt", scores, [1.0])

@@ -66,7 +66,7 @@ def explain(
             else:
                 p, own, influence = _left_out(network, item, mean_photo.to(where), values)
                 own = own - base
-            parts.append((p, torch.full((len(p),), base), own, influence))
+            parts.append((p, torch.full_like(p[:, 0], base), own, influence))
     whole: list[FloatArray] = [torch.cat(part).double().numpy() for part in zip(*parts, strict=True)]
     distribution, bases, owns, influences = whole
     check_distributions(distribution)

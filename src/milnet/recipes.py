@@ -349,6 +349,7 @@ class _Fit:
             ids=[self.table.ids[row] for row in rows],
             pixels=[self.features.pixels[row] for row in rows],
             groups=[self.table.column(self.group)[row] for row in rows] if self.group else None,
+            similarity=self.recipe.similarity,
             device=self.device,
         )
         return fit_doubt(p, self.table.take(rows).distributions, found.similarity[:, 0], self.table.values)
@@ -362,14 +363,15 @@ def doubt_of_votes(model: Model, *, device: str = "cpu") -> Doubt:
     pool, network = model.pool, model.network.to(device).eval()
     assert isinstance(network, Votes) and pool.alone is not None
     known = np.flatnonzero(np.isfinite(pool.alone[:, 0]))
-    references = model.find(
-        pool.semantic,
-        rows=pool.rows[known],
-        ids=[pool.ids[i] for i in known],
-        pixels=[pool.pixels[i] for i in known],
-        groups=[pool.groups[i] for i in known],
-        device=device,
-    )
+    who: Any = {
+        "rows": pool.rows[known],
+        "ids": [pool.ids[i] for i in known],
+        "pixels": [pool.pixels[i] for i in known],
+        "groups": [pool.groups[i] for i in known],
+        "device": device,
+    }
+    references = model.find(pool.semantic, **who)
+    assert references is not None
     samples = Samples(pool.nodes, pool.rows[known], pool, references, whole=model.recipe.whole, few=True)
     picks = np.array_split(np.arange(len(known)), -(-len(known) // 256))
     parts: list[FloatArray] = []
@@ -380,8 +382,10 @@ def doubt_of_votes(model: Model, *, device: str = "cpu") -> Doubt:
             found = network.weighed(alone, network.consult(item.photo, item.pool, item.index, item.keep))
             p = network.mixed(found.own + network.beside(found.weight, item.pool, item.index))
             parts.append((p / p.sum(1, keepdim=True)).cpu().numpy())
-    nearest = references.similarity[:, :1].max(1, initial=-np.inf) if references is not None else np.empty(0)
-    return fit_doubt(np.concatenate(parts), pool.distributions[known], nearest, model.values)
+    if not references.index.shape[1]:  # none is consulted, but how like the pool a photo is can be told all the same
+        references = replace(model, recipe=replace(model.recipe, references=1)).find(pool.semantic, **who)
+        assert references is not None
+    return fit_doubt(np.concatenate(parts), pool.distributions[known], references.similarity[:, 0], model.values)
 
 
 def fit(

@@ -311,7 +311,8 @@ class Scorer:
         if references is None or not references.index.shape[1]:
             if not len(self.model.doubt.nearest):
                 return np.full(len(semantic), np.nan, np.float32)
-            references = self.model.pool.find(semantic, 1, pixels=pixels, device=self.device)
+            how: Any = {"similarity": self.model.recipe.similarity, "device": self.device}
+            references = self.model.pool.find(semantic, 1, pixels=pixels, **how)
         return references.similarity[:, 0]
 
     def _references(
