@@ -9,7 +9,7 @@ kept in OUT as it is finished, so that a stopped run goes on; the report is made
 
 Rows, each predicted out of fold:
     single        the photo alone                        published   the paper's graph over photo and 4 references
-    votes         the recipe, whole pool                 K=8         beside 8 references instead of the pool
+    votes         the recipe, whole pool                 K=8, K=32   beside so many references instead of the pool
     alone (K=0)   its own network, no references         permuted    the pool's votes shuffled at test time
     zeroed        references' features set to 0          unlearned   no own network, likeness and noise as before
                                                                      learning (g = 1, noise = 0.1)
@@ -49,7 +49,7 @@ from milnet.splits import Split
 from resolutions import crossvalidated, squared_distances
 
 KINDS = ("random", "theme")
-ALSO = 2  # seeds of the other features
+ALSO, LOSSES = 1, 3  # seeds of the other features, and of the comparison of losses
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ def ablations(model: Model, nodes: Any, table: Table, features: FeatureSet, test
     references = find_references(model, table, features, test)
     assert references is not None
     found: dict[str, Any] = {"alone": model.predict(nodes, None), "nearest": references.similarity[:, 0]}
-    few = replace(model, recipe=replace(model.recipe, references=8))
-    found["K=8"] = few.predict(nodes, find_references(few, table, features, test))
+    for k in (8, 32):
+        few = replace(model, recipe=replace(model.recipe, references=k))
+        found[f"K={k}"] = few.predict(nodes, find_references(few, table, features, test))
     order = rng.permutation(len(pool))
     shuffled = replace(pool, distributions=pool.distributions[order], totals=pool.totals[order])
     found["permuted"] = replace(model, pool=shuffled).predict(nodes, references)
@@ -175,7 +176,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         for recipe in ("votes", "published"):
             wanted += [
                 Cell(options.features, recipe, loss, kind, 0, seed, fold)
-                for seed, kind, fold in itertools.product(range(options.seeds), KINDS, range(5))
+                for seed, kind, fold in itertools.product(range(min(LOSSES, options.seeds)), KINDS, range(5))
             ]
     wanted += [
         Cell(features, "votes", "emd", kind, assignment, seed, fold)
@@ -279,7 +280,8 @@ def report(options: argparse.Namespace, table: Table) -> dict[str, Any]:
         row: str, features: str, loss: str, kind: str, of: list[int], count: int | None = None
     ) -> list[FloatArray]:
         # what no seed decides is repeated, so that every list pairs up
-        some = seeds[: count or (ALSO if features in options.also else len(seeds))]
+        limit = ALSO if features in options.also else LOSSES if of == [0] else len(seeds)
+        some = seeds[: count or limit]
         return [collected.get(row, features, loss, kind, a, s) for a, s in itertools.product(of, some)]
 
     def show(row: str, features: str, loss: str, of: list[int]) -> None:
@@ -299,9 +301,9 @@ def report(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     for features in [*options.also, options.features]:
         for row in ("kernel ridge last", "kernel ridge last+taps", "single", "stack", "votes"):
             show(row, features, "emd", every)
-    for row in ("K=8", "alone", "permuted", "zeroed", "unlearned"):
+    for row in ("K=8", "K=32", "alone", "permuted", "zeroed", "unlearned"):
         show(row, options.features, "emd", every)
-    print(f"\nthe columns of folds alone, {len(seeds)} seeds")
+    print(f"\nthe columns of folds alone, {min(LOSSES, len(seeds))} seeds")
     for row in ("kernel ridge last", "kernel ridge last+taps"):
         show(row, options.features, "emd", [0])
     for row, loss in itertools.product(("single", "published", "votes"), ("emd", "adaptive_emd", "published_adaemd")):
@@ -324,7 +326,7 @@ def report(options: argparse.Namespace, table: Table) -> dict[str, Any]:
         for row in ("single", "kernel ridge last", "kernel ridge last+taps", "stack"):
             title = f"votes ({features}) - {row} ({other})"
             against(title, ("votes", features, "emd"), (row, other, "emd"), every)
-    for row in ("K=8", "permuted", "zeroed", "unlearned"):
+    for row in ("K=8", "K=32", "permuted", "zeroed", "unlearned"):
         against(f"votes - {row}", ("votes", main_, "emd"), (row, main_, "emd"), every)
     for row, loss in itertools.product(("single", "published", "votes"), ("adaptive_emd", "published_adaemd")):
         against(f"{row}: {loss} - emd", (row, main_, loss), (row, main_, "emd"), [0])

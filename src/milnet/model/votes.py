@@ -11,7 +11,9 @@ not count five times (Rasmussen and Williams 2006, eq. 2.25), and v is the poste
 the prior one. p is linear in the references' votes, so each one's influence on the score is exact. Without references
 w = 0 and v = 1: the photo alone.
 
-The references are the K of `index`, or with `index` None the whole pool, whose (K + N)^-1 is kept between calls.
+The references are the K of `index`, or with `index` None the whole pool, whose (K + N)^-1 is kept between calls. Of the
+whole pool w and v are the means of two readings: of all of it, and of the 16 most alike alone. The one is better where
+nothing in the pool is close, the other where something is (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch.nn.functional import normalize
 from milnet.model.common import Pool, Standardise
 from milnet.model.single import Single
 
+NEAR = 16  # pool photos in the second reading of a whole pool
 _AT_ONCE = 16  # photos whose references are gathered together: K rows of D numbers each
 
 
@@ -48,7 +51,8 @@ class _Known(NamedTuple):
     pool: Pool
     settings: tuple[float, ...]
     points: Tensor  # [P, E]
-    inverse: Tensor  # [P, P] (K + N)^-1
+    between: Tensor  # [P, P] K + N
+    inverse: Tensor  # [P, P] its inverse
 
 
 class Votes(nn.Module):
@@ -162,23 +166,31 @@ class Votes(nn.Module):
         z = self.embed(pool.nodes[index])  # [B, K, E]
         near = self.likeness(self.embed(photo)[:, None], z)[:, 0]
         between = self.likeness(z, z) + torch.diag_embed(self.noise_of(pool)[index])
-        if keep is not None:  # what may not be consulted resembles nobody
-            near = near * keep
-            both = keep[:, :, None] & keep[:, None]
-            between = torch.where(both, between, torch.eye(index.shape[1], dtype=between.dtype, device=z.device))
-        w = torch.linalg.solve(between, near)
-        return _Consulted(w, (1 - (w * near).sum(1)).clamp(0, 1))
+        return _solved(near, between, torch.ones_like(near, dtype=torch.bool) if keep is None else keep)
 
     def _beside_all(self, photo: Tensor, pool: Pool, keep: Tensor | None) -> _Consulted:
-        """w [B, P] and v [B] for the whole pool."""
+        """w [B, P] and v [B] for the whole pool: the mean of two readings, all of it and the nearest alone."""
         known = self._know(pool)
         near = self.likeness(self.embed(photo), known.points)
-        if keep is not None:
-            near = near * keep
+        keep = torch.ones_like(near, dtype=torch.bool) if keep is None else keep
+        near = near * keep
         w = near @ known.inverse
-        if keep is not None and not keep.all():
+        if not keep.all():
             w = (w - self._of_left_out(w, known.inverse, keep)) * keep  # 0 to the last bit: their votes cannot matter
-        return _Consulted(w, (1 - (w * near).sum(1)).clamp(0, 1))
+        few = self._nearest(near, keep)
+        close = _solved(near.gather(1, few), known.between[few[:, :, None], few[:, None]], keep.gather(1, few))
+        open_ = (1 - (w * near).sum(1)).clamp(0, 1)
+        return _Consulted((w.scatter_add(1, few, close.weight)) / 2, (open_ + close.open) / 2)
+
+    @staticmethod
+    def _nearest(near: Tensor, keep: Tensor) -> Tensor:
+        """Places [B, NEAR] of the most alike that may be consulted, then of others; of those equally alike, the first.
+
+        Equally to 1e-5: the last bits of a likeness depend on the batch, and of two alike either could be taken.
+        """
+        size = near.shape[1]
+        rank = torch.where(keep, (near * 1e5).round(), -1) * size - torch.arange(size, device=near.device)
+        return rank.topk(min(NEAR, size), dim=1).indices
 
     @staticmethod
     def _of_left_out(w: Tensor, inverse: Tensor, keep: Tensor) -> Tensor:
@@ -198,9 +210,18 @@ class Votes(nn.Module):
         known = self._known
         if known is None or known.pool is not pool or known.settings != settings:
             z = self.embed(pool.nodes)
-            inverse = torch.linalg.inv(self.likeness(z, z) + torch.diag(self.noise_of(pool)))
-            known = self._known = _Known(pool, settings, z, inverse)
+            between = self.likeness(z, z) + torch.diag(self.noise_of(pool))
+            known = self._known = _Known(pool, settings, z, between, torch.linalg.inv(between))
         return known
+
+
+def _solved(near: Tensor, between: Tensor, keep: Tensor) -> _Consulted:
+    """w [B, K] and v [B] from likenesses [B, K] and [B, K, K] + noise; where `keep` is False a reference is nobody."""
+    near = near * keep
+    both = keep[:, :, None] & keep[:, None]
+    eye = torch.eye(keep.shape[1], dtype=between.dtype, device=between.device)
+    w = torch.linalg.solve(torch.where(both, between, eye), near)
+    return _Consulted(w, (1 - (w * near).sum(1)).clamp(0, 1))
 
 
 def with_mean(p: Tensor, least: float = 1e-6) -> Tensor:
