@@ -16,8 +16,8 @@ Rows, each predicted out of fold:
     kernel ridge  RBF over the whole pool; gamma and ridge by leave-one-out (-group-out) inside the training part:
                   `last` is the one of the data's reference numbers, `last+taps` has the parts that votes has
     stack         half kernel ridge (last+taps), half the mean of four seeds' `single`
-What was tried on the way was tried on the photos of half of the groups (`set_aside`), by cross-validation among them; the
-main rows are therefore reported on the others too.
+What was tried on the way was tried on the photos of half of the groups (`set_aside`), by cross-validation among them;
+so the main rows are reported on the others too.
 
 `single` is trained as the own network of `votes` is (same seeds), so that its predictions are those of K=0.
 """
@@ -304,8 +304,8 @@ def report(options: argparse.Namespace, table: Table) -> dict[str, Any]:
             e = float(np.mean([emd_rows(table.distributions[some], p[some], 2).mean() for p in found]))
             line += f" | {kind} {np.mean(s):.4f} (sd {np.std(s):.4f}) {e:.4f}"
             summary["rows"].append(
-                {"row": row, "features": features, "loss": loss, "kind": kind, "assignments": len(of), "photos": len(some),
-                 "srcc": float(np.mean(s)), "sd": float(np.std(s)), "emd2": e}
+                {"row": row, "features": features, "loss": loss, "kind": kind, "assignments": len(of),
+                 "photos": len(some), "srcc": float(np.mean(s)), "sd": float(np.std(s)), "emd2": e}
             )  # fmt: skip
         print(line, flush=True)
 
