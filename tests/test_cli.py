@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars
 import pytest
 import torch
@@ -392,6 +394,183 @@ def test_no_photo_at_all_is_not_an_extraction(place: Path, tmp_path: Path) -> No
     assert "none of the 60 photos could be read" in refused
     assert "there is no such folder" in milnet("features", tmp_path / "data", *options, "--images", "no", code=2).stderr
     milnet("features", tmp_path / "data", *options)
+
+
+@pytest.fixture(scope="module")
+def consulting(place: Path) -> Path:
+    """A folder with DATA whose votes are for bright photos, models of three recipes, and photos nobody has rated."""
+    folder = place / "consulting"
+    (folder / "in").mkdir(parents=True)
+    for i in range(3):
+        made.photo(3000 + i).save(folder / "in" / f"new{i}.png")
+    table = made.table(60)
+    light = np.array([np.asarray(made.photo(i)).mean() for i in range(60)])
+    shares = np.exp(-0.5 * (table.values - 3 - 1.5 * ((light - light.mean()) / light.std())[:, None]) ** 2)
+    made.votes_csv(folder / "votes.csv", replace(table, votes=np.rint(50 * shares / shares.sum(1, keepdims=True)) + 1))
+    milnet("import", "table", folder / "votes.csv", "--images", place / "photos", "-o", folder / "data")
+    milnet("features", folder / "data", *BACKBONE)
+    for recipe in ("votes", "published", "single"):
+        milnet("train", folder / "data", "-o", folder / recipe, "--recipe", recipe, *SMALL)
+    return folder
+
+
+def explained(said: str) -> dict[str, tuple[float, dict[str, float], float]]:
+    """What `milnet explain` printed: of each photo its score, the parts by name, and the score below them."""
+    found: dict[str, tuple[float, dict[str, float], float]] = {}
+    for text in re.split(r"^(?=\S.*: \d+\.\d+ on a scale of 1 to 5$)", said, flags=re.MULTILINE)[1:]:
+        photo, score = re.match(r"(.*): (\d+\.\d+) on a scale", text).groups()  # type: ignore[union-attr]
+        lines = text.split("similarity", 1)[1].splitlines()[1:]
+        rows = [re.split(r"\s{2,}", line.strip()) for line in lines if line.strip()]
+        parts = {row[0]: float(row[-1]) for row in rows}
+        assert len(parts) == len(rows)
+        found[photo] = float(score), parts, parts.pop("score")
+    return found
+
+
+@pytest.mark.parametrize("recipe", ["votes", "published", "single"])
+def test_explain(consulting: Path, recipe: str) -> None:
+    photos = [consulting / "in" / f"new{i}.png" for i in range(3)]
+    said = milnet("explain", consulting / "in", "--model", consulting / recipe).stdout
+    found = explained(said)
+    assert list(found) == [str(photo) for photo in photos]
+    scored = json.loads(milnet("score", consulting / "in", "--model", consulting / recipe, "--json").stdout)["scores"]
+    names = {name for name in next(iter(found.values()))[1] if not name.startswith("photo")}
+    own = {"base: the mean vote of the photos it learned from", "own: what the photo itself adds"}
+    more = {"votes": {"the rest of the pool (37 photos)"}, "published": {"not explained by leaving one out"}}
+    assert names == own | more.get(recipe, set())
+    for (score, parts, total), one in zip(found.values(), scored, strict=True):
+        assert abs(total - score) < 0.006
+        assert abs(total - one["score"]) < 0.0006
+        assert abs(sum(parts.values()) - total) < 0.0006 * (len(parts) + 1)
+        assert len(parts) == len(names) + {"votes": 8, "published": 4, "single": 0}[recipe]
+        if recipe != "single":  # photos do move the score, and not the same way
+            assert len({part for name, part in parts.items() if name.startswith("photo")}) > 2
+        interval = f"90 % interval for the mean vote of a large panel: {one['low']:.2f} to {one['high']:.2f}"
+        assert interval in said
+        assert f"scores higher than {one['percentile']:.0f} % of the pool's 45 photos" in said
+        assert f"unlike {one['unlike']:.2f}: " in said
+    assert milnet("explain", *photos, "--model", consulting / recipe, "--quiet").stdout == ""
+
+
+@pytest.mark.parametrize("recipe", ["votes", "published", "single"])
+def test_the_parts_of_an_explanation_in_json(consulting: Path, recipe: str) -> None:
+    result = json.loads(milnet("explain", consulting / "in", "--model", consulting / recipe, "--json").stdout)
+    assert result["digest"] == json.loads((consulting / recipe / "manifest.json").read_text())["digest"]
+    assert len(result["scores"]) == 3
+    for score in result["scores"]:
+        influences = [reference["influence"] for reference in score["references"]]
+        parts = [score["base"], score["own"], *influences, score["rest"]]
+        assert abs(sum(parts) - score["score"]) < 1e-4
+        assert abs(score["base"] - score["score"]) > 1e-6
+        assert all(sum(reference["votes"]) >= 5 for reference in score["references"])
+        assert recipe != "single" or (influences == [] and abs(score["rest"]) < 1e-9)
+        assert recipe == "single" or len({reference["id"] for reference in score["references"]}) == len(influences) > 1
+
+
+def test_a_broken_photo_is_not_explained(consulting: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no image")
+    photo = consulting / "in" / "new0.png"
+    for options in ([], ["--json"]):
+        done = milnet("explain", photo, tmp_path / "bad.jpg", "--model", consulting / "votes", *options, code=1)
+        assert "not scored: " in done.stderr
+        assert "bad.jpg" in done.stderr
+    assert [one["photo"] for one in json.loads(done.stdout)["scores"]] == [str(photo)]
+    assert [one["photo"] for one in json.loads(done.stdout)["failures"]] == [str(tmp_path / "bad.jpg")]
+    alone = milnet("explain", tmp_path / "bad.jpg", "--model", consulting / "votes", code=1)
+    assert alone.stdout == ""
+    assert "does not exist" in milnet("explain", photo, "--model", tmp_path / "none", code=2).stderr
+
+
+def test_a_pool_grows(consulting: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(consulting / "data", data)
+    add = ["pool", "add", consulting / "votes", data, "--split", "test", "-o"]
+    done = milnet(*add, tmp_path / "larger")
+    assert "15 photos added to 45, 60 in all, " in done.stdout
+    assert "percentile, interval and unlike were made anew for this pool" in done.stdout
+    assert done.stderr == ""
+    said = milnet("explain", consulting / "in", "--model", tmp_path / "larger").stdout
+    before = explained(milnet("explain", consulting / "in", "--model", consulting / "votes").stdout)
+    assert "the rest of the pool (52 photos)" in said
+    assert "% of the pool's 60 photos" in said
+    assert any(abs(one[2] - two[2]) > 0.001 for one, two in zip(explained(said).values(), before.values(), strict=True))
+    refused = milnet("evaluate", tmp_path / "larger", data, code=2).stderr
+    assert "15 of 15 test photos were seen in training" in refused
+    notes = json.loads((tmp_path / "larger" / "manifest.json").read_text())["notes"]
+    assert [(one["photos"], one["command"].split()[:3]) for one in notes["added"]] == [(15, ["milnet", "pool", "add"])]
+    assert notes["command"].startswith("milnet train")
+    for option, code in (([], 2), (["--overwrite"], 0)):
+        assert ("exists already" in milnet(*add, tmp_path / "larger", *option, code=code).stderr) == bool(code)
+    result = json.loads(milnet(*add, tmp_path / "json", "--json").stdout)
+    assert {key: result[key] for key in ("pool", "added", "known", "unreadable", "stale")} == {
+        "pool": 60, "added": 15, "known": [], "unreadable": [], "stale": False,
+    }  # fmt: skip
+
+
+def test_nothing_new_for_a_pool(consulting: Path, tmp_path: Path) -> None:
+    """A chain of commands goes on: the model is there, and it is the same one."""
+    done = milnet("pool", "add", consulting / "votes", consulting / "data", "--split", "train", "-o", tmp_path / "same")
+    assert f"no new photo: {tmp_path / 'same'} is the same model as {consulting / 'votes'}" in done.stdout
+    assert "0 photos added to 45, 45 in all; 45 were there already" in done.stdout
+    assert "anew" not in done.stdout
+    manifests = [
+        json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path / "same", consulting / "votes")
+    ]
+    assert manifests[0] == manifests[1]
+    milnet("info", tmp_path / "same", "--verify")
+
+
+def test_a_grown_pool_of_another_recipe(consulting: Path, tmp_path: Path) -> None:
+    """Its percentile, interval and unlike are of the old pool: said, and left out from then on."""
+    done = milnet("pool", "add", consulting / "published", consulting / "data", "-o", tmp_path / "larger")
+    assert "15 photos added to 45, 60 in all; 45 were there already" in done.stdout
+    assert "percentile, interval and unlike belong to the old pool and are given no longer" in done.stderr
+    said = milnet("explain", consulting / "in", "--model", tmp_path / "larger").stdout
+    assert len(explained(said)) == 3
+    assert "not explained by leaving one out" in said
+    for word in ("interval", "percentile", "unlike", "scores higher"):
+        assert word not in said
+    for score in json.loads(milnet("score", consulting / "in", "--model", tmp_path / "larger", "--json").stdout)[
+        "scores"
+    ]:
+        assert score["low"] is score["high"] is score["percentile"] is score["unlike"] is None
+    refused = milnet("pool", "add", consulting / "single", consulting / "data", "-o", tmp_path / "no", code=2).stderr
+    assert "scores photos alone" in refused
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_pool_takes_photos_of_another_table(consulting: Path, tmp_path: Path) -> None:
+    """Other photos, some broken, under another name; and what has other features or values is refused."""
+    table = made.table(20, seed=5)
+    (tmp_path / "photos").mkdir()
+    for i, name in enumerate(table.images):
+        made.photo(5000 + i).save(tmp_path / "photos" / name)
+    made.photo(1, 72, 96).save(tmp_path / "photos" / table.images[3])  # a photo of the pool under another name
+    (tmp_path / "photos" / table.images[4]).write_text("no image")
+    made.votes_csv(tmp_path / "other.csv", table)
+    milnet("import", "table", tmp_path / "other.csv", "--images", tmp_path / "photos", "--name", "other", "-o",
+           tmp_path / "data")  # fmt: skip
+    add = ["pool", "add", consulting / "votes", tmp_path / "data", "-o", tmp_path / "larger"]
+    assert "has no features yet" in milnet(*add, code=2).stderr
+    milnet("features", tmp_path / "data", *BACKBONE, code=1)
+    milnet("features", tmp_path / "data", *BACKBONE[:-1], "96", "--name", "large", code=1)
+    refused = milnet(*add, "--semantic", "large", "--nodes", "large", code=2).stderr
+    assert "the model was trained on semantic features" in refused
+    assert not (tmp_path / "larger").exists()
+    done = milnet(*add, "--semantic", "timm-test_resnet", "--nodes", "timm-test_resnet", code=0)
+    assert "18 photos added to 45, 63 in all; 1 were there already" in done.stdout
+    assert "1 photos have no features and were left out: other:photo004" in done.stderr
+    ids = (tmp_path / "larger" / "pool" / "ids.txt").read_text().split()
+    assert ids[44:47] == ["photo058", "other:photo000", "other:photo001"]
+    found = json.loads(
+        milnet("explain", tmp_path / "photos" / "photo000.png", "--model", tmp_path / "larger", "--json").stdout
+    )
+    assert "other:photo000" not in [reference["id"] for reference in found["scores"][0]["references"]]
+    chosen = ["--semantic", "timm-test_resnet", "--nodes", "timm-test_resnet"]
+    assert (
+        "19 of 19 test"
+        in milnet("evaluate", tmp_path / "larger", tmp_path / "data", "--split", "all", *chosen, code=2).stderr
+    )
 
 
 def test_usage() -> None:

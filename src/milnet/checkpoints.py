@@ -192,7 +192,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         seen = read_seen(folder / "seen.txt")
         doubt = Doubt.of_json(read_json(folder / "calibration.json"))
         history = read_json(folder / "log.json")
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder} does not hold together ({error}): train it again") from error
     model = Model(
         recipe=recipe,

@@ -48,24 +48,23 @@ def add_to_pool(
     refuse_other_features(model, features)
     refuse_other_values(model, table)
     pool, own = model.pool, table.name == model.table_name
-    names = [table.ids[row] if own else f"{table.name}:{table.ids[row]}" for row in rows]
+    # A table may name the photos of the model's (EVA's ids are AVA's): then they are the same ones under either name.
+    alike = model.seen[0][0] == f"{table.id_space}:{pool.ids[0]}"  # both begin with the first training photo
     ids, pixels = set(pool.ids), {digest for digest in pool.pixels if digest}
     added: list[int] = []
-    known, unreadable = [], []
-    for name, row in zip(names, rows, strict=True):
+    names, known, unreadable = [], [], []
+    for row in map(int, rows):
+        name = table.ids[row] if own else f"{table.name}:{table.ids[row]}"
         if not features.readable[row]:
             unreadable.append(name)
-        elif name in ids or features.pixels[row] in pixels:
+        elif name in ids or (alike and table.ids[row] in ids) or features.pixels[row] in pixels:
             known.append(name)
         else:
-            added.append(int(row))
+            added.append(row)
+            names.append(name)
             ids.add(name)
             pixels |= {features.pixels[row]} - {""}
-    told = Added(
-        tuple(name for name, row in zip(names, rows, strict=True) if int(row) in set(added)),
-        tuple(known),
-        tuple(unreadable),
-    )
+    told = Added(tuple(names), tuple(known), tuple(unreadable))
     if not added:
         return model, told
     new = np.array(added, np.int64)

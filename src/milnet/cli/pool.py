@@ -31,9 +31,12 @@ def add(
 
     from milnet.annotations import load_table
     from milnet.checkpoints import load_model, save_model
+    from milnet.errors import ArtifactError
     from milnet.features import load_feature_set
     from milnet.growing import add_to_pool
 
+    if output.exists() and not overwrite:
+        raise ArtifactError(f"{output} exists already: choose another name, or pass --overwrite to replace it")
     began = time.monotonic()
     device = context.compute_device()
     fitted, manifest = load_model(model, device=device)
@@ -42,13 +45,17 @@ def add(
     rows = np.arange(len(table)) if split == "all" else table.rows_where("split", split)
     grown, told = add_to_pool(fitted, table, features, rows, device=device)
     notes = {key: value for key, value in manifest.notes.items() if key != "features"}
-    added = {"data": data_manifest.digest, "photos": len(told.added), "command": command_line()}
-    saved = save_model(grown, output, overwrite=overwrite, notes={**notes, "added": [*notes.get("added", []), added]})
+    if told.added:
+        added = {"data": data_manifest.digest, "photos": len(told.added), "command": command_line()}
+        notes["added"] = [*notes.get("added", []), added]
+    saved = save_model(grown, output, overwrite=overwrite, notes=notes)  # unchanged, if nothing was new
     context.say(
         f"{output}: {len(told.added):,} photos added to {len(fitted.pool):,}, {len(grown.pool):,} in all"
         + (f"; {len(told.known):,} were there already" if told.known else "")
         + f", {time.monotonic() - began:.1f} s, digest {saved.digest[:12]}"
     )
+    if not told.added:
+        context.say(f"no new photo: {output} is the same model as {model}")
     if told.unreadable:
         context.warn(
             f"{len(told.unreadable):,} photos have no features and were left out: {', '.join(told.unreadable[:5])}"
@@ -58,7 +65,7 @@ def add(
         context.warn(
             "percentile, interval and unlike belong to the old pool and are given no longer: train again to have them"
         )
-    elif len(grown.doubt.percentiles):
+    elif told.added and len(grown.doubt.percentiles):
         context.say("percentile, interval and unlike were made anew for this pool")
     return {
         "model": str(output),
