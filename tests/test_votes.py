@@ -33,7 +33,7 @@ from milnet.training import Run
 from milnet.tuning import tune
 
 Floats = NDArray[np.float64]
-FEATURES, BINS, POOL = 7, 5, 20
+FEATURES, BINS, POOL = 7, 5, 24
 LASTS = [None, (4, 7)]
 
 
@@ -120,6 +120,25 @@ def process(
     return w, 1 - w @ k
 
 
+def most_alike(state: Mapping[str, Floats], photo: Floats, nodes: Floats, last: tuple[int, int] | None) -> list[int]:
+    """Positions of the 16 of [P, D] that are most alike to one photo [D], or of all."""
+    apart = [squared_distance(state, x, photo, last) for x in nodes]
+    return sorted(range(len(nodes)), key=lambda i: apart[i])[:16]
+
+
+def pool_process(
+    state: Mapping[str, Floats], photo: Floats, nodes: Floats, totals: Floats | None, last: tuple[int, int] | None
+) -> tuple[Floats, float]:
+    """w and v of one photo [D] beside the whole pool [P, D]: half by all of it, half by the most alike alone."""
+    w, v = process(state, photo, nodes, totals, last)
+    near = most_alike(state, photo, nodes, last)
+    w_near, v_near = process(state, photo, nodes[near], None if totals is None else totals[near], last)
+    mean = 0.5 * w
+    for i, weight in zip(near, w_near, strict=True):
+        mean[i] += 0.5 * weight
+    return mean, 0.5 * v + 0.5 * v_near
+
+
 def alone(state: Mapping[str, Floats], photo: Floats) -> Floats:
     """What the photo's own network says of one photo [D]."""
     x = np.clip((photo - state["own.standardise.mean"]) / state["own.standardise.scale"], -8, 8)
@@ -167,7 +186,8 @@ def test_against_an_independent_process(references: int | None, totals: bool, la
         for b in range(len(photo)):
             rows = np.arange(POOL) if index is None else index[b].numpy()
             counts = None if pool.totals is None else pool.totals.numpy()[rows]
-            w, v = process(state, photo[b].numpy(), pool.nodes.numpy()[rows], counts, last)
+            asked = pool_process if index is None else process
+            w, v = asked(state, photo[b].numpy(), pool.nodes.numpy()[rows], counts, last)
             base, own = state["base"], alone(state, photo[b].numpy())
             votes = pool.distributions.numpy()[rows]
             expected = base + v * (own - base) + (1 - v) * sum(w[i] * (votes[i] - base) for i in range(len(w)))
@@ -210,6 +230,12 @@ def test_by_hand() -> None:
     w1, v1 = k / (1 + noise), 1 - k * k / (1 + noise)
     expected = 0.5 + v1 * (own - 0.5) + (1 - v1) * w1 * 0.4
     assert look(network, photo, once)[0, 0].item() == pytest.approx(expected, abs=1e-9)
+    # twenty times the same: sixteen are read twice, whichever they are
+    many = Pool(near.repeat(20, 1), votes.repeat(20, 1), torch.full((20,), 6.0, dtype=torch.float64))
+    w, v = consult(network, photo, many)
+    of_all, of_near = k / (20 + noise), k / (16 + noise)
+    np.testing.assert_allclose(w[0].sort()[0], [of_all / 2] * 4 + [(of_all + of_near) / 2] * 16, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(v, [1 - (20 * of_all + 16 * of_near) / 2 * k], rtol=0, atol=1e-9)
     # (0.6065 and 1.5 + 0.4323 written out, so that no formula of this file can hide a slip)
     assert consult(network, photo, once).weight.item() == pytest.approx(0.3138843, abs=1e-6)
 
@@ -256,9 +282,13 @@ def test_the_mean_of_rows_beside_each_other() -> None:
 
 @pytest.mark.parametrize("last", LASTS)
 def test_what_is_left_out_of_the_pool_is_not_there(last: tuple[int, int] | None) -> None:
-    network, pool, photo = random_network(0, last), random_pool(), random_photos(6)
-    left_out: list[list[int]] = [[], [3], [0, 19], [*range(1, 18)], [*range(20)], [7, 8, 9]]
-    keep = torch.ones(6, POOL, dtype=torch.bool)
+    network, pool, photo = random_network(0, last), random_pool(), random_photos(11)
+    state = numbers_of(network)
+    near = [most_alike(state, one, pool.nodes.numpy(), last) for one in photo.numpy()]
+    left_out: list[list[int]] = [[], [3], [0, 19], [*range(1, 18)], [*range(POOL)], [7, 8, 9]]
+    left_out += [near[6], near[7][:5], [i for i in range(POOL) if i not in near[8]]]  # the others move up, or need not
+    left_out += [[*range(7)], [*range(9)]]  # 17 stay, 15 stay
+    keep = torch.ones(len(photo), POOL, dtype=torch.bool)
     for b, positions in enumerate(left_out):
         keep[b, positions] = False
     found, p = consult(network, photo, pool, None, keep), look(network, photo, pool, keep=keep)
@@ -349,18 +379,70 @@ def test_samples_with_missing_places() -> None:
 # ---- invariants ------------------------------------------------------------------------------------------------------
 
 
-def test_the_whole_pool_in_any_order() -> None:
-    network, pool, photo = random_network(), random_pool(), random_photos(20)
+@pytest.mark.parametrize("size", [1, 5, 16, 17, POOL, 60])
+@pytest.mark.parametrize("last", LASTS)
+def test_the_whole_pool_in_any_order(size: int, last: tuple[int, int] | None) -> None:
+    """As all positions in `index`, up to 16; beyond, as the mean of them and of the 16 most alike in `index`."""
+    network, pool, photo = random_network(last=last), random_pool(size), random_photos(20)
     p, found = look(network, photo, pool), consult(network, photo, pool)
-    index = random_index(len(photo), POOL)  # all positions, in an order of each photo's own
-    same(look(network, photo, pool, index), p)
-    by_index = consult(network, photo, pool, index)
-    same(by_index.weight, found.weight.gather(1, index))
-    same(by_index.open, found.open)
-    order = torch.randperm(POOL, generator=torch.Generator().manual_seed(0))
+    index = random_index(len(photo), size, size)  # all positions, in an order of each photo's own
+    by_all = consult(network, photo, pool, index)
+    weight, left_open = torch.zeros(len(photo), size).double().scatter(1, index, by_all.weight), by_all.open
+    if size <= 16:
+        same(look(network, photo, pool, index), p)
+    else:
+        state = numbers_of(network)
+        near = torch.tensor([most_alike(state, one, pool.nodes.numpy(), last) for one in photo.numpy()])
+        by_near = consult(network, photo, pool, near)
+        close = torch.zeros(len(photo), size).double().scatter(1, near, by_near.weight)
+        for one in (weight, close):
+            assert (found.weight - one).abs().amax(1).min() > 1e-5  # neither alone
+        weight, left_open = (weight + close) / 2, (left_open + by_near.open) / 2
+        with torch.no_grad():
+            parts = network.parts(photo, pool, None, None)
+        same(parts.weight, (1 - left_open)[:, None] * weight)
+    same(found.weight, weight)
+    same(found.open, left_open)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
     turned = part_of(pool, order.tolist())
     same(consult(network, photo, turned).weight, found.weight[:, order])
     same(look(network, photo, turned), p)
+
+
+@pytest.mark.parametrize("of", [torch.float32, torch.float64])
+@pytest.mark.parametrize("left_out", [False, True])
+def test_equally_alike_at_place_16(of: torch.dtype, left_out: bool) -> None:
+    """The same photo thirty times with other votes: whichever are read twice, they are so in every batch.
+
+    The last bits of a likeness do depend on the batch, and on the column.
+    """
+    torch.manual_seed(0)
+    features, many, others = 384, 30, 12
+    network = Votes(features, BINS, width=4).to(of).eval()
+    network.base = network.base.double()
+    rng = np.random.default_rng(0)
+    photo, copied = rng.normal(size=(37, features)), rng.normal(size=features)
+    photo[:30] += copied  # to the others the copies are no more alike than what else there is
+    place = rng.permutation(many + others)
+    nodes = np.concatenate([np.tile(copied, (many, 1)), rng.normal(size=(others, features))])[place]
+    votes = np.eye(BINS)[rng.integers(0, BINS, len(nodes))]
+    pool = Pool(torch.from_numpy(nodes).to(of), torch.from_numpy(votes), None)
+    x, copies = torch.from_numpy(photo).to(of), torch.from_numpy(place < many)
+    keep = torch.from_numpy(rng.random((37, len(nodes))) < 0.8) if left_out else None
+    together, found = look(network, x, pool, keep=keep), consult(network, x, pool, None, keep)
+    for size in (1, 2, 5, 16):
+        for start in range(0, 37, size):
+            some = slice(start, start + size)
+            of_some = None if keep is None else keep[some]
+            same(consult(network, x[some], pool, None, of_some).weight, found.weight[some], 1e-5)
+            same(look(network, x[some], pool, keep=of_some), together[some], 1e-5)
+    for b in range(30):
+        asked = copies if keep is None else copies & keep[b]
+        assert asked.sum() > 16
+        w = found.weight[b, asked].sort(descending=True).values
+        same(w[:16], w[:1].expand(16), 1e-5)  # 16 of them twice, and all of them once
+        same(w[16:], w[-1:].expand(len(w) - 16), 1e-5)
+        assert w[15] > 1.2 * w[16] > 1e-3
 
 
 def test_without_references_the_photo_alone() -> None:
@@ -388,6 +470,9 @@ def test_pictures_of_one_lake_do_not_count_many_times() -> None:
     same(many[:5], many[:1].expand(5))
     assert one > 0.01
     assert one < many[:5].sum() < 1.25 * one  # and not five times as much
+    lone = float(consult(network, photo, part_of(pool, [0])).weight)  # of forty, some are read without the other photo
+    crowd = consult(network, photo, part_of(pool, [1] + [0] * 40)).weight[0, 1:]
+    assert (one + lone) / 2 < crowd.sum() < 1.25 * (one + lone) / 2
 
 
 @pytest.mark.parametrize("references", [None, 6])
@@ -535,8 +620,12 @@ def left_out_loss(pool: RatedPool, settings: Mapping[str, Floats], squared: Floa
     noise = settings["noise"] + (1 - np.exp(-g)) * settings["sampling"] / pool.totals
     for i in range(len(pool)):
         rest = [j for j in range(len(pool)) if j != i]
-        w = np.linalg.solve(likeness[np.ix_(rest, rest)] + np.diag(noise[rest]), likeness[rest, i])
-        p = tilted(base + w @ (pool.distributions[rest] - base))
+        near = sorted(rest, key=lambda j: squared[i, j])[:16]
+        added = np.zeros(BINS)
+        for some in (rest, near):
+            w = np.linalg.solve(likeness[np.ix_(some, some)] + np.diag(noise[some]), likeness[some, i])
+            added += w @ (pool.distributions[some] - base) / 2
+        p = tilted(base + added)
         total += np.sqrt(((p - pool.distributions[i]).cumsum() ** 2).mean())
     return total / len(pool)
 
@@ -837,12 +926,17 @@ def test_references(references: str, tmp_path: Path) -> None:
         with torch.no_grad():
             own = network.own(photo).double().exp().numpy()
         np.testing.assert_allclose(p, own, rtol=0, atol=1e-6)
-    if references in ("all", "999"):
+    assert n > 16
+    if references == "all":
         keep = torch.zeros(len(photo), n, dtype=torch.bool)
         for i, row in enumerate(found.index):
             keep[i, row[row >= 0]] = True
         whole = look(network, photo, model.pool.tensors, keep=keep)
         np.testing.assert_allclose(p, whole, rtol=0, atol=1e-5)
+    else:  # a number, however large, is of references in `index`: read once
+        index = torch.from_numpy(found.index).long()
+        chosen = look(network, photo, model.pool.tensors, index.clamp_min(0), keep=index >= 0)
+        np.testing.assert_allclose(p, chosen, rtol=0, atol=1e-5)
     save_model(model, tmp_path / "model")
     loaded, _ = load_model(tmp_path / "model")
     assert loaded.recipe.references == ("all" if references == "all" else int(references))
