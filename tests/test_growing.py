@@ -18,7 +18,7 @@ from milnet.artifacts import read_json, write_json, write_text
 from milnet.checkpoints import finish_model, load_model, save_model
 from milnet.doubt import Doubt
 from milnet.errors import ArtifactError, LeakError, NumericError, UsageError
-from milnet.evaluation import evaluate, predict_rows
+from milnet.evaluation import evaluate, find_references, predict_rows
 from milnet.features import FeatureSet
 from milnet.growing import add_to_pool
 from milnet.model.votes import Votes
@@ -284,6 +284,8 @@ def test_groups_act_for_new_photos_too(name: str) -> None:
     features = FEATURES if name == "made" else part_of(FEATURES, np.arange(120))
     larger = grown(model, table=table, features=features)
     theme = np.array(TABLE.columns["theme"])
+    if name != "made":  # another table's groups are others; its own photos still do not consult each other
+        theme = np.concatenate([theme[:60], [f"{name}:{one}" for one in theme[60:]]])
     assert larger.pool.groups == tuple(theme[:100])
     pool = larger.pool
     found = larger.find(
@@ -293,11 +295,23 @@ def test_groups_act_for_new_photos_too(name: str) -> None:
     row, column = np.nonzero(found.index >= 0)
     assert len(row) > 5000
     assert not (theme[row] == theme[found.index[row, column]]).any()
-    references = larger.find(FEATURES.semantic[TEST], groups=list(theme[TEST]))
+    references = find_references(larger, table, features, TEST)
     assert references is not None
     row, column = np.nonzero(references.index >= 60)
     assert len(row)
     assert not (theme[TEST][row] == theme[references.index[row, column]]).any()
+
+
+def test_a_pool_too_large_to_be_consulted_as_a_whole(votes: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("milnet.recipe", "milnet.growing"):
+        monkeypatch.setattr(f"{module}.WHOLE", 80)
+    assert votes.recipe.whole and len(votes.pool) == 60
+    larger = grown(votes, np.arange(60, 100))
+    assert larger.recipe.references == 64 and len(larger.pool) == 100
+    p = predict_rows(larger, TABLE, FEATURES, TEST)
+    assert np.abs(p - predict_rows(votes, TABLE, FEATURES, TEST)).max() > 1e-3
+    with pytest.raises(UsageError, match="a pool of 100 photos cannot be consulted as a whole"):
+        predict_rows(replace(larger, recipe=votes.recipe), TABLE, FEATURES, TEST)
 
 
 def test_a_table_without_the_group_column_has_none(votes: Model) -> None:

@@ -196,7 +196,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         raise ArtifactError(f"{folder} does not hold together ({error}): train it again") from error
     model = Model(
         recipe=recipe,
-        network=network.to(device).eval(),
+        network=network.to(recipe.device(device)).eval(),
         values=np.array(config["values"], dtype=np.float64),
         pool=pool,
         features={

@@ -76,13 +76,22 @@ def find_references(
         features.semantic,
         rows=rows,
         store=store,
-        ids=[table.ids[row] for row in rows] if own else None,
+        ids=[table.ids[row] if own else f"{table.name}:{table.ids[row]}" for row in rows],  # as a grown pool has them
         pixels=[features.pixels[row] for row in rows],
-        groups=[table.column(model.group)[row] for row in rows]
-        if own and model.group and model.group in table.columns
-        else None,
+        groups=groups_of(model, table.take(rows)),
         device=device,
     )
+
+
+def groups_of(model: Model, table: Table) -> list[str] | None:
+    """The group of each photo of a table as the model's pool names it; None where groups do not act or are unknown.
+
+    Another table's groups are others, whatever they are called: "table:group".
+    """
+    if model.group is None or model.group not in table.columns:
+        return None
+    own = table.name == model.table_name
+    return [group if own or not group else f"{table.name}:{group}" for group in table.column(model.group)]
 
 
 def rows_of_pool(model: Model, table: Table) -> IntArray | None:

@@ -47,8 +47,8 @@ def explain(
 ) -> Explanation:
     """Predict photos with node features [n, D] (or maps) beside `references`, as `model.predict` does, in parts."""
     samples = model.samples(nodes, references)
-    where, values = torch.device(device), torch.from_numpy(model.values)
-    network = model.network.to(device).eval()
+    where, values = torch.device(model.recipe.device(device)), torch.from_numpy(model.values)
+    network = model.network.to(where).eval()
     picks = np.split(np.arange(len(samples), dtype=np.int64), range(64, len(samples), 64))
     parts: list[tuple[Tensor, ...]] = []
     mean_photo = _mean_photo(model) if references is not None and not isinstance(network, Votes) else None

@@ -14,10 +14,11 @@ import torch
 
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.errors import UsageError
-from milnet.evaluation import refuse_other_features, refuse_other_values
+from milnet.evaluation import groups_of, refuse_other_features, refuse_other_values
 from milnet.features import FeatureSet, stored_rows
 from milnet.model.votes import Votes
 from milnet.pool import RatedPool
+from milnet.recipe import MANY, WHOLE
 from milnet.recipes import Model, doubt_of_votes
 from milnet.training import predict
 
@@ -36,7 +37,8 @@ def add_to_pool(
 ) -> tuple[Model, Added]:
     """The model with the photos `rows` of a table in its pool too; one that is there already, by id or pixels, is not.
 
-    Photos of another table than the model's get ids "table:id", and are in a group only if that table has the column.
+    Photos of another table than the model's get ids "table:id", and groups "table:group" if that table has the column.
+    Where the whole pool was consulted and has become too large for that, it is the 64 nearest from then on.
     Raises UsageError for a model that consults no pool, or other score values; ArtifactError for features of another
     kind than the model's.
     """
@@ -71,11 +73,11 @@ def add_to_pool(
     judged = table.take(new)
     judged.check()
     nodes = model.numbers(features, new, device=device)
-    groups = judged.column(model.group) if model.group and model.group in table.columns else ("",) * len(new)
+    groups = groups_of(model, judged)
     grown = RatedPool(
         ids=(*pool.ids, *told.added),
         pixels=(*pool.pixels, *(features.pixels[row] for row in new)),
-        groups=(*pool.groups, *groups),
+        groups=(*pool.groups, *(groups or [""] * len(new))),
         distributions=np.concatenate([pool.distributions, judged.distributions]),
         totals=np.concatenate([pool.totals, judged.totals]),
         semantic=np.concatenate([stored_rows(pool.semantic, pool.rows), stored_rows(features.semantic, new)]),
@@ -85,7 +87,10 @@ def add_to_pool(
         alone=_alone(model, table, features, new, nodes, device),
     )
     seen = [(f"{table.id_space}:{table.ids[row]}", features.pixels[row]) for row in new]
-    larger = replace(model, pool=grown, seen=tuple(dict.fromkeys([*model.seen, *seen])))
+    recipe = model.recipe
+    if recipe.whole and len(grown) > WHOLE:
+        recipe = replace(recipe, references=MANY)
+    larger = replace(model, recipe=recipe, pool=grown, seen=tuple(dict.fromkeys([*model.seen, *seen])))
     if grown.alone is not None:
         larger.doubt = doubt_of_votes(larger, device=device)
     elif len(model.doubt.percentiles):
@@ -101,6 +106,7 @@ def _alone(
     if model.pool.alone is None or not isinstance(network, Votes):
         return None
     samples = replace(model, network=network.own, recipe=replace(model.recipe, model="single")).samples(nodes)
+    device = model.recipe.device(device)
     found = predict(network.own.to(torch.device(device)), samples, device=device)
     names, digests = {name for name, _ in model.seen}, {digest for _, digest in model.seen if digest}
     for i, row in enumerate(rows):

@@ -20,6 +20,7 @@ from milnet.model.votes import Votes
 from milnet.references import Similarity
 from milnet.training import Precision
 
+WHOLE, MANY = 10_000, 64  # pool photos that `votes` consults as a whole at most, and references of a larger pool
 SMALL = 5000  # training photos below which `refit` is on and the small defaults hold
 
 
@@ -49,7 +50,7 @@ class Recipe:
     patience: int | None = None  # stop choosing when so many epochs brought nothing better
     validation: float = 0.15  # share of the training photos set aside to choose the number of epochs
     refit: bool | None = None  # train anew on all training photos with the chosen number of epochs
-    calibration_folds: int = 5  # folds of the cross-fitting behind the percentile table
+    calibration_folds: int = 5  # folds of the cross-fitting behind the tables of doubt
     precision: Precision = "no"  # "bf16" on GPUs that have it
     variant: Variant = "milnet"  # of a reducer: with our corrections, or as published
     reducer: Recipe | None = None  # learned first, on wide maps; its numbers are then the nodes
@@ -87,7 +88,18 @@ class Recipe:
         if self.model != "votes":
             assert isinstance(self.references, int)
             return self.references
-        return pool if self.references == "all" else min(self.references, pool)
+        if self.references != "all":
+            return min(self.references, pool)
+        if pool > WHOLE:
+            raise UsageError(
+                f"recipe {self.name}: a pool of {pool:,} photos cannot be consulted as a whole (at most {WHOLE:,}: "
+                f"memory grows with its square); expected references to be a number, for example {MANY}"
+            )
+        return pool
+
+    def device(self, device: str) -> str:
+        """Where its network computes: `votes` needs float64, which "mps" does not have."""
+        return "cpu" if self.model == "votes" and device == "mps" else device
 
     @property
     def whole(self) -> bool:
@@ -99,7 +111,7 @@ class Recipe:
         chosen = _SMALL if photos < SMALL else _LARGE
         if self.model == "reducer":
             chosen = {**chosen, **(_SMALL_REDUCER if photos < SMALL else _LARGE_REDUCER)}
-        chosen = {**chosen, "references": ("all" if photos < SMALL else 64) if self.model == "votes" else 4}
+        chosen = {**chosen, "references": ("all" if photos < SMALL else MANY) if self.model == "votes" else 4}
         filled = {name: value for name, value in chosen.items() if getattr(self, name) is None}
         beneath = None if self.reducer is None else self.reducer.resolve(photos)
         return replace(self, **filled, reducer=beneath)

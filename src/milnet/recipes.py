@@ -137,6 +137,7 @@ class Model:
         self, nodes: NDArray[Any], references: References | None = None, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
         """Distributions [n, S] of photos with node features [n, D] (or maps [n, 25, D]), beside what `find` gave."""
+        device = self.recipe.device(device)
         return predict(self.network.to(device), self.samples(nodes, references), device=device)
 
     def samples(self, nodes: NDArray[Any], references: References | None = None) -> Samples:
@@ -360,6 +361,7 @@ def doubt_of_votes(model: Model, *, device: str = "cpu") -> Doubt:
 
     What a photo is alone must be known of it (`pool.alone`); the others take no part.
     """
+    device = model.recipe.device(device)
     pool, network = model.pool, model.network.to(device).eval()
     assert isinstance(network, Votes) and pool.alone is not None
     known = np.flatnonzero(np.isfinite(pool.alone[:, 0]))
@@ -409,6 +411,7 @@ def fit(
     """
     rows = np.sort(split.train[features.readable[split.train]])
     recipe = recipe.resolve(len(rows))
+    device = recipe.device(device)
     run = run or Run(None, {})
     nodes = require_maps(features) if recipe.model == "reducer" else features.nodes
     # Small networks gain nothing from a second thread, and on a busy machine they lose much by waiting for it. With

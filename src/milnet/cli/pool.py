@@ -60,6 +60,10 @@ def add(
         context.warn(
             f"{len(told.unreadable):,} photos have no features and were left out: {', '.join(told.unreadable[:5])}"
         )
+    if fitted.recipe.whole and not grown.recipe.whole:
+        context.say(
+            f"the pool is too large to be consulted as a whole: from now on the {grown.recipe.references} nearest"
+        )
     stale = grown.doubt.stale
     if stale:
         context.warn(
