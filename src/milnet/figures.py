@@ -47,7 +47,8 @@ SHEETS = {  # name -> what it shows
     "worst": "the highest EMD2 between votes and prediction",
     "disagreed": "the largest spread of votes",
 }
-SHOWN_REFERENCES = 6  # references of a photo that a sheet has room for; figures.csv lists all
+SHOWN_REFERENCES = 6  # references of a photo that a sheet has room for
+WRITTEN_REFERENCES = 100  # references of a photo in figures.csv: of a pool that was consulted as a whole, the nearest
 PICTURE_SIDE = 400  # pixels: long side of a photo on a sheet
 NUMBERS = "figures.csv"
 _COLUMNS = ("sheet", "place", "photo", "true_score", "predicted_score", "emd2", "true_spread", "predicted_spread")
@@ -535,8 +536,8 @@ def write_numbers(path: Path, sheets: Sequence[Sheet], values: FloatArray) -> No
     """Write figures.csv: every number on the sheets, a row a photo, `place` counting from 1 as on the sheet.
 
     Columns: sheet, place, photo, true_score, predicted_score, emd2, true_spread, predicted_spread, true_VALUE and
-    p_VALUE for each value (shares), references (JSON: id, similarity, score, spread, votes; all that were consulted,
-    nearest first; empty where the model scores photos alone).
+    p_VALUE for each value (shares), references (JSON: id, similarity, score, spread, votes; those that were
+    consulted, at most 100, nearest first; empty where the model scores photos alone).
     """
     names = [f"{value:g}" for value in values]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -557,7 +558,7 @@ def write_numbers(path: Path, sheets: Sequence[Sheet], values: FloatArray) -> No
 
 def _reference_json(references: Sequence[ShownReference], values: FloatArray) -> str:
     lines = []
-    for reference in references:
+    for reference in references[:WRITTEN_REFERENCES]:
         score, spread = _moments(reference.votes / reference.votes.sum(), values)
         lines.append(
             {
