@@ -13,8 +13,9 @@ milnet import table "$out/photos/votes.csv" --images "$out/photos/images" --grou
 milnet features "$out/data" --backbone timm/mobilenetv2_100 --weights random:0 --size 160 --overwrite
 milnet references "$out/data" -k 50 --overwrite
 for folds in fold_random fold_theme; do
-  milnet crossvalidate "$out/data" --recipe single --against published --folds $folds --seeds 1 -o "$out/$folds.json"
+  milnet crossvalidate "$out/data" --recipe votes --against single --folds $folds --seeds 1 -o "$out/$folds.json"
 done
-milnet train "$out/data" --recipe single -o "$out/model" --overwrite
+milnet train "$out/data" --recipe votes -o "$out/model" --overwrite
 milnet evaluate "$out/model" "$out/data" -o "$out/test.json"
 milnet score "$out/photos/new" --model "$out/model" -o "$out/scores.csv"
+milnet explain "$(find "$out/photos/new" -type f | sort | head -n 1)" --model "$out/model"
