@@ -53,7 +53,7 @@ from milnet.splits import Split
 from resolutions import crossvalidated, squared_distances
 
 KINDS = ("random", "theme")
-ALSO, LOSSES = 1, 3  # seeds of the other features, and of the comparison of losses
+LOSSES = 3  # seeds of the comparison of losses
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     wanted += [
         Cell(features, "votes", "emd", kind, assignment, seed, fold)
         for features in options.also
-        for seed, assignment, kind, fold in itertools.product(range(ALSO), assignments, KINDS, range(5))
+        for seed, assignment, kind, fold in itertools.product(range(options.seeds), assignments, KINDS, range(5))
     ]
     return list(dict.fromkeys(wanted))
 
@@ -287,12 +287,9 @@ def report(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     every, seeds = list(range(options.assignments + 1)), list(range(options.seeds))
     summary: dict[str, Any] = {"rows": [], "comparisons": []}
 
-    def runs(
-        row: str, features: str, loss: str, kind: str, of: list[int], count: int | None = None
-    ) -> list[FloatArray]:
+    def runs(row: str, features: str, loss: str, kind: str, of: list[int]) -> list[FloatArray]:
         # what no seed decides is repeated, so that every list pairs up
-        limit = ALSO if features in options.also else LOSSES if of == [0] else len(seeds)
-        some = seeds[: count or limit]
+        some = seeds[:LOSSES] if of == [0] else seeds
         return [collected.get(row, features, loss, kind, a, s) for a, s in itertools.product(of, some)]
 
     def show(row: str, features: str, loss: str, of: list[int], some: IntArray | None = None) -> None:
@@ -328,9 +325,8 @@ def report(options: argparse.Namespace, table: Table) -> dict[str, Any]:
         show(row, options.features, loss, [0])
 
     def against(title: str, first: tuple[str, str, str], second: tuple[str, str, str], of: list[int]) -> None:
-        count = ALSO if {first[1], second[1]} & set(options.also) else None
         for kind in KINDS:
-            found = compare(table, runs(*first, kind, of, count), runs(*second, kind, of, count), groups)
+            found = compare(table, runs(*first, kind, of), runs(*second, kind, of), groups)
             text = "  ".join(
                 f"{name} {d:+.4f} [{low:+.4f}, {high:+.4f}]{' *' if low * high > 0 else ''}"
                 for name, (d, low, high) in found.items()
@@ -382,7 +378,7 @@ def losses(table: Table, runs: Any, options: argparse.Namespace, groups: IntArra
 
 def curve(table: Table, collected: Collected, options: argparse.Namespace) -> None:
     """What the references give, by the similarity of the nearest one."""
-    print("\nvotes - alone by the similarity of the nearest reference (both kinds of folds together): fifths")
+    print("\nvotes - alone by the similarity of the nearest reference (both kinds of folds together)")
     near, error, score = [], [], []
     for kind, a, s in itertools.product(KINDS, range(options.assignments + 1), range(options.seeds)):
         similarity = np.full(len(table), np.nan)
