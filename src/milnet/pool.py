@@ -225,7 +225,7 @@ class RatedPool:
         best = np.full(index.shape, -np.inf, np.float32)
         for start in range(0, len(rows), BLOCK):
             part = slice(start, start + BLOCK)
-            found = _unit(semantic, rows[part]) @ self._units.T
+            found = (_unit(semantic, rows[part]) @ self._units.T).numpy()
             allowed = np.ones(found.shape, np.bool_) if self.near_duplicate is None else found <= self.near_duplicate
             for pair in exclude:
                 own = pair.query[part, None]
@@ -238,7 +238,7 @@ class RatedPool:
         return References(index, best)
 
     @cached_property
-    def _units(self) -> FloatArray:
+    def _units(self) -> Tensor:
         """Semantic features [P, Ds] of length 1."""
         return _unit(self.semantic, self.rows)
 
@@ -276,14 +276,13 @@ class RatedPool:
         return [shared_codes(own, theirs) for own, theirs in sides if own is not None]
 
 
-def _unit(semantic: NDArray[Any], rows: IntArray) -> FloatArray:
+def _unit(semantic: NDArray[Any], rows: IntArray) -> Tensor:
     """Rows [n, Ds] of length 1 as a search has them, float32 made float64; it refuses what it would refuse."""
     numbers = take_rows(semantic, rows)
     if not np.isfinite(numbers).all():
         row = rows[int(np.flatnonzero(~np.isfinite(numbers).all(1))[0])]
         raise NumericError(f"row {row} of the features is not finite: unreadable photos must be left out of a search")
-    found: FloatArray = torch.nn.functional.normalize(torch.from_numpy(numbers)).double().numpy()
-    return found
+    return torch.nn.functional.normalize(torch.from_numpy(numbers)).double()
 
 
 def shared_codes(query: Sequence[str], pool: Sequence[str]) -> Exclusion:

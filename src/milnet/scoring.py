@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from milnet.checkpoints import load_model
@@ -24,12 +25,13 @@ from milnet.doubt import deviation
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.explanation import Explanation, explain
 from milnet.extraction import Extracted, Extractor, load_extractor
-from milnet.features import Progress
+from milnet.features import Progress, torch_threads
 from milnet.images import MAX_PIXELS, Source
 from milnet.recipes import Model
 from milnet.references import References
 from milnet.version import __version__
 
+_FEW = 16  # photos that one thread scores
 LISTED = 8  # references of a photo that are shown at most
 _CHUNK = 64  # photos that go through the first of two backbones before they go through the second
 
@@ -254,12 +256,14 @@ class Scorer:
         nodes: NDArray[Any] = np.stack([seen.nodes for _, seen in batch])
         if self.model.reducer is not None:
             nodes = self.model.reduce(nodes, np.arange(len(nodes), dtype=np.int64), device=self.device)
-        scores = self.score_features(
-            nodes,
-            np.stack([seen.semantic for _, seen in batch]),
-            photos=[names.pop(key) for key, _ in batch],
-            pixels=[seen.pixels for _, seen in batch],
-        )
+        # A few photos are too little for several threads, which would wait for each other and for the decoding ones.
+        with torch_threads(1 if len(nodes) <= _FEW and nodes.ndim == 2 else torch.get_num_threads()):
+            scores = self.score_features(
+                nodes,
+                np.stack([seen.semantic for _, seen in batch]),
+                photos=[names.pop(key) for key, _ in batch],
+                pixels=[seen.pixels for _, seen in batch],
+            )
         return [(key, score) for (key, _), score in zip(batch, scores, strict=True)]
 
     def score_features(
