@@ -31,7 +31,7 @@ from milnet.recipes import Model
 from milnet.references import References
 from milnet.version import __version__
 
-_FEW = 16  # photos that one thread scores
+_FEW = 16  # photos that are scored together, by one thread
 LISTED = 8  # references of a photo that are shown at most
 _CHUNK = 64  # photos that go through the first of two backbones before they go through the second
 
@@ -222,7 +222,7 @@ class Scorer:
                 yield key, Failure(names.pop(key), result.reason)
                 continue
             waiting.append((key, result))
-            if len(waiting) == self.batch:
+            if len(waiting) >= max(self.batch, _FEW):
                 yield from self._score(waiting, names)
                 waiting = []
         if waiting:
