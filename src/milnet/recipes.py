@@ -149,13 +149,13 @@ class Model:
 def last_layer(recipe: Recipe, features: Mapping[str, Any]) -> tuple[int, int] | None:
     """Which columns of the node features are the backbone's last layer, by the config of a feature set.
 
-    None where they do not hold it, or nothing else, or are made of maps.
+    None where they do not hold it, or nothing else, or are made of maps, and for a recipe that does not ask.
     """
     nodes = features.get("nodes", {})
-    if recipe.takes_maps or "span" not in nodes:
+    if recipe.model != "votes" or recipe.takes_maps or "span" not in nodes:
         return None
     start, end = nodes["span"]
-    first, last = nodes["extraction"].get("ranges", {}).get("last", (0, 0))
+    first, last = nodes.get("extraction", {}).get("ranges", {}).get("last", (0, 0))
     inside = start <= first < last <= end and (first, last) != (start, end)
     return (first - start, last - start) if inside else None
 
