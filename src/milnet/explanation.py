@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from milnet.annotations import FloatArray
-from milnet.features import stored_rows
+from milnet.features import evenly, stored_rows
 from milnet.metrics import check_distributions
 from milnet.model.common import Pool
 from milnet.model.votes import Votes
@@ -123,5 +123,5 @@ def _distribution(log_p: Tensor) -> Tensor:
 def _mean_photo(model: Model) -> Tensor:
     """The mean node features [D] of (at most 4,096, evenly taken) pool photos."""
     rows = model.pool.rows
-    some = np.sort(rows)[np.unique(np.linspace(0, len(rows) - 1, min(_MEAN, len(rows))).astype(np.int64))]
+    some = np.sort(rows)[evenly(len(rows), _MEAN)]
     return torch.from_numpy(stored_rows(model.pool.nodes, some).astype(np.float64).mean(0)).float()

@@ -285,6 +285,11 @@ def load_feature_set(data: Path, table: Table, *, semantic: str | None = None, n
     )
 
 
+def evenly(n: int, count: int) -> IntArray:
+    """At most `count` of the places 0 .. n - 1, ascending and evenly taken."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Run with `count` torch threads, then set the number back: the last bits of a sum depend on it."""

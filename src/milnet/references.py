@@ -22,7 +22,7 @@ from torch import Tensor
 
 from milnet.annotations import IntArray
 from milnet.errors import NumericError, UsageError
-from milnet.features import stored_rows, torch_threads
+from milnet.features import evenly, stored_rows, torch_threads
 
 Similarity = Literal["cosine", "l2"]
 SAME_PHOTO = 0.97  # cosine above which two photos count as the same one
@@ -83,8 +83,7 @@ def same_photo_limit(semantic: NDArray[Any], rows: IntArray, sample: int = 512) 
     """
     if len(rows) < 2:
         return SAME_PHOTO
-    some = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows))).astype(np.int64))
-    x = _read(semantic, np.sort(rows)[some], "cosine")
+    x = _read(semantic, np.sort(rows)[evenly(len(rows), sample)], "cosine")
     above = int((x @ x.T > SAME_PHOTO).sum()) - len(x)
     return SAME_PHOTO if above <= 2 or above < 0.02 * len(x) * (len(x) - 1) else None  # a pair is counted twice
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from milnet.annotations import IntArray
 from milnet.artifacts import atomic_path, canonical_json, differences, write_text
 from milnet.errors import ArtifactError, MissingExtraError, NumericError
-from milnet.features import Maps, Progress
+from milnet.features import Maps, Progress, evenly
 from milnet.losses import Loss
 from milnet.samples import IN_MEMORY, Batch, Samples, epoch_batches
 
@@ -321,7 +321,7 @@ def moments(nodes: NDArray[Any] | Maps, rows: IntArray, block: int = 4096) -> tu
     ordered = np.sort(rows)
     if len(nodes.shape) > 2:
         block //= 25
-        ordered = ordered[np.unique(np.linspace(0, len(ordered) - 1, min(_MOMENTS, len(ordered))).astype(np.int64))]
+        ordered = ordered[evenly(len(ordered), _MOMENTS)]
 
     def numbers() -> Iterator[NDArray[np.float64]]:
         for start in range(0, len(ordered), block):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milnet.features import evenly
 from milnet.losses import Loss
 from milnet.model.votes import Votes
 from milnet.pool import RatedPool
@@ -33,7 +34,7 @@ def tune(
     network.to(device).eval()
     with torch.inference_mode():
         _describe(network, pool)
-        rows = _evenly(len(samples))
+        rows = evenly(len(samples), _SOME)
         picks = np.array_split(rows, -(-len(rows) // 256))
         batches = [batch.to(torch.device(device)) for batch, _ in samples.batches(picks)]
         true = torch.cat([batch.target for batch in batches if batch.target is not None]).double()
@@ -70,7 +71,7 @@ def _describe(network: Votes, pool: RatedPool) -> None:
     device = network.base.device
     q = torch.from_numpy(pool.distributions).to(device)
     network.base.copy_(q.mean(0) / q.mean(0).sum())
-    some = torch.from_numpy(pool.nodes_at(_evenly(len(pool)))).to(device)
+    some = torch.from_numpy(pool.nodes_at(evenly(len(pool), _SOME))).to(device)
     for i, x in enumerate(parts := network.points(some)):
         squared = (2 - 2 * x @ x.T)[~torch.eye(len(x), dtype=torch.bool, device=x.device)]
         network.scale[i] = 1 / (len(parts) * squared.median().clamp_min(1e-6))
@@ -88,7 +89,3 @@ def _measure(loss: Loss, p: Tensor, q: Tensor) -> float:
     loss.end_epoch()
     loss.eval()
     return float(loss(p, q))
-
-
-def _evenly(n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.unique(np.linspace(0, n - 1, min(n, _SOME)).astype(np.int64))
