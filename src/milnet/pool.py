@@ -39,7 +39,7 @@ from milnet.artifacts import (
     write_manifest,
     write_text,
 )
-from milnet.errors import ArtifactError, LeakError, NumericError, UsageError
+from milnet.errors import ArtifactError, LeakError, UsageError
 from milnet.features import FeatureSet, Progress, stored_rows, take_rows
 from milnet.model.common import Pool
 from milnet.references import (
@@ -48,6 +48,7 @@ from milnet.references import (
     Exclusion,
     References,
     Similarity,
+    read_rows,
     same_photo_limit,
     search,
     search_blocks,
@@ -90,8 +91,7 @@ class Store:
             at = position[stored_rows(self.index, queries[part])]  # row -1 reads the last entry, which stays -1
             allowed = at >= 0
             for pair in exclude:
-                own = pair.query[part, None]
-                allowed &= ~((pair.pool[at] == own) & (own >= 0))
+                allowed &= ~pair.meet(part, at)
             order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
             enough = (allowed.sum(1) >= k)[:, None]
             stored = np.asarray(stored_rows(self.value, queries[part]), np.float32)
@@ -223,13 +223,13 @@ class RatedPool:
         """All of a small pool by similarity, as `search` would rank it: nothing has to be looked for, only sorted."""
         index = np.full((len(rows), k), -1, np.int64)
         best = np.full(index.shape, -np.inf, np.float32)
+        everyone = np.arange(len(self))[None]
         for start in range(0, len(rows), BLOCK):
             part = slice(start, start + BLOCK)
-            found = (_unit(semantic, rows[part]) @ self._units.T).numpy()
+            found = (read_rows(semantic, rows[part], "cosine").double() @ self._units.T).numpy()
             allowed = np.ones(found.shape, np.bool_) if self.near_duplicate is None else found <= self.near_duplicate
             for pair in exclude:
-                own = pair.query[part, None]
-                allowed &= ~((pair.pool[None] == own) & (own >= 0))
+                allowed &= ~pair.meet(part, everyone)
             values = np.where(allowed, found, -np.inf).astype(np.float32)
             order = np.argsort(-values, axis=1, kind="stable")
             sorted_ = np.take_along_axis(values, order, 1)
@@ -239,8 +239,8 @@ class RatedPool:
 
     @cached_property
     def _units(self) -> Tensor:
-        """Semantic features [P, Ds] of length 1."""
-        return _unit(self.semantic, self.rows)
+        """Semantic features [P, Ds] of length 1, as a search has them, float64."""
+        return read_rows(self.semantic, self.rows, "cosine").double()
 
     def find_blocks(
         self,
@@ -274,15 +274,6 @@ class RatedPool:
     ) -> list[Exclusion]:
         sides = ((ids, self.ids), (pixels, self.pixels), (groups, self.groups))
         return [shared_codes(own, theirs) for own, theirs in sides if own is not None]
-
-
-def _unit(semantic: NDArray[Any], rows: IntArray) -> Tensor:
-    """Rows [n, Ds] of length 1 as a search has them, float32 made float64; it refuses what it would refuse."""
-    numbers = take_rows(semantic, rows)
-    if not np.isfinite(numbers).all():
-        row = rows[int(np.flatnonzero(~np.isfinite(numbers).all(1))[0])]
-        raise NumericError(f"row {row} of the features is not finite: unreadable photos must be left out of a search")
-    return torch.nn.functional.normalize(torch.from_numpy(numbers)).double()
 
 
 def shared_codes(query: Sequence[str], pool: Sequence[str]) -> Exclusion:

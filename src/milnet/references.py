@@ -74,6 +74,11 @@ class Exclusion:
     query: IntArray  # [Q] codes, negative = excludes nothing
     pool: IntArray  # [P]
 
+    def meet(self, queries: slice, pool: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether each of `queries` and the pool rows `pool` [q or 1, K] beside it are such a pair, [q, K]."""
+        own = self.query[queries, None]
+        return np.asarray((self.pool[pool] == own) & (own >= 0))
+
 
 def same_photo_limit(semantic: NDArray[Any], rows: IntArray, sample: int = 512) -> float | None:
     """The cosine above which two photos count as the same one, or None where likeness cannot tell.
@@ -83,7 +88,7 @@ def same_photo_limit(semantic: NDArray[Any], rows: IntArray, sample: int = 512) 
     """
     if len(rows) < 2:
         return SAME_PHOTO
-    x = _read(semantic, np.sort(rows)[evenly(len(rows), sample)], "cosine")
+    x = read_rows(semantic, np.sort(rows)[evenly(len(rows), sample)], "cosine")
     above = int((x @ x.T > SAME_PHOTO).sum()) - len(x)
     return SAME_PHOTO if above <= 2 or above < 0.02 * len(x) * (len(x) - 1) else None  # a pair is counted twice
 
@@ -94,7 +99,7 @@ def _ascending(rows: IntArray) -> IntArray:
     return np.arange(len(rows)) if sorted_already else np.argsort(rows, kind="stable")
 
 
-def _read(array: NDArray[Any], rows: IntArray, similarity: Similarity) -> Tensor:
+def read_rows(array: NDArray[Any], rows: IntArray, similarity: Similarity) -> Tensor:
     """Rows [n] of an array as float32 [n, D], of length 1 for cosine: a copy, whatever the array is."""
     consecutive = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
     part = array[int(rows[0]) : int(rows[-1]) + 1] if consecutive else stored_rows(array, rows)
@@ -124,7 +129,7 @@ class _Pool:
         order = _ascending(chosen)
         for start in range(0, len(order), _READ):
             places = order[start : start + _READ]
-            part = _read(array, chosen[places], similarity).to(device)
+            part = read_rows(array, chosen[places], similarity).to(device)
             at = torch.from_numpy(places).to(device)
             rows.index_copy_(0, at, part)
             longest = torch.maximum(longest, part.norm(dim=1).max())
@@ -216,7 +221,7 @@ def search_blocks(
     for start in range(0, len(order), block):
         places = order[start : start + block]
         with torch_threads(1):
-            q = _read(queries, wanted[places], similarity).to(device)
+            q = read_rows(queries, wanted[places], similarity).to(device)
         own = [(torch.from_numpy(query[places]).to(device), theirs) for query, theirs in codes]
         yield places, _search_block(q, held, k, own, similarity, limit, space)
 
