@@ -79,7 +79,7 @@ def explain(
 def _of_votes(network: Votes, batch: Batch, index: Tensor | None, values: Tensor) -> tuple[Tensor, ...]:
     """Distribution, base, own and influence of each of `index` [B, K]: places in the whole pool, -1 where none."""
     found = network.parts(batch.photo, batch.pool, batch.index, batch.keep)
-    p = network.mixed(found.own + network.beside(found.weight, batch.pool, batch.index)).cpu()
+    p = network.joined(found, batch.pool, batch.index).cpu()
     p = p / p.sum(1, keepdim=True)
     base = (network.base.cpu() @ values).expand(len(p))
     own, influence = found.own.cpu() @ values, found.weight.cpu()

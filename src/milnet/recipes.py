@@ -229,21 +229,25 @@ class _Fit:
         """The photos of `rows` with their references in `pool`, with their votes when they are `targets`."""
         references = None
         if self.recipe.model in ("graph", "votes"):
-            references = pool.find(
-                self.features.semantic,
-                self.recipe.looks_for(len(pool)),
-                rows=rows,
-                store=self.store,
-                queries=rows,
-                ids=[self.table.ids[row] for row in rows],
-                pixels=[self.features.pixels[row] for row in rows],
-                groups=[self.table.column(self.group)[row] for row in rows] if self.group else None,
-                similarity=self.recipe.similarity,
-                device=self.device,
-            )
+            references = self.find(rows, pool, self.recipe.looks_for(len(pool)))
         votes = self.table.take(rows).distributions if targets else None
         few = self.recipe.model == "votes"
         return Samples(self.nodes, rows, pool, references, votes, whole=self.recipe.whole, few=few)
+
+    def find(self, rows: IntArray, pool: RatedPool, k: int) -> References:
+        """The `k` references in `pool` of each of `rows`; none is the photo itself, nor of its group."""
+        return pool.find(
+            self.features.semantic,
+            k,
+            rows=rows,
+            store=self.store,
+            queries=rows,
+            ids=[self.table.ids[row] for row in rows],
+            pixels=[self.features.pixels[row] for row in rows],
+            groups=[self.table.column(self.group)[row] for row in rows] if self.group else None,
+            similarity=self.recipe.similarity,
+            device=self.device,
+        )
 
     def new_network(self, rows: IntArray) -> Network:
         """A fresh network whose standardiser knows the training photos `rows`."""
@@ -343,16 +347,7 @@ class _Fit:
 
     def doubt(self, rows: IntArray, p: FloatArray, pool: RatedPool) -> Doubt:
         """The tables of `pool`, from out-of-fold predictions [n, S] of `rows`."""
-        found = pool.find(
-            self.features.semantic,
-            1,
-            rows=rows,
-            ids=[self.table.ids[row] for row in rows],
-            pixels=[self.features.pixels[row] for row in rows],
-            groups=[self.table.column(self.group)[row] for row in rows] if self.group else None,
-            similarity=self.recipe.similarity,
-            device=self.device,
-        )
+        found = replace(self, store=None).find(rows, pool, 1)  # searched, as at scoring, whatever lists were published
         return fit_doubt(p, self.table.take(rows).distributions, found.similarity[:, 0], self.table.values)
 
 
@@ -382,7 +377,7 @@ def doubt_of_votes(model: Model, *, device: str = "cpu") -> Doubt:
             item = batch.to(torch.device(device))
             alone = torch.from_numpy(pool.alone[known[some]]).to(device)
             found = network.weighed(alone, network.consult(item.photo, item.pool, item.index, item.keep))
-            p = network.mixed(found.own + network.beside(found.weight, item.pool, item.index))
+            p = network.joined(found, item.pool, item.index)
             parts.append((p / p.sum(1, keepdim=True)).cpu().numpy())
     if not references.index.shape[1]:  # none is consulted, but how like the pool a photo is can be told all the same
         references = replace(model, recipe=replace(model.recipe, references=1)).find(pool.semantic, **who)

@@ -147,8 +147,11 @@ class Votes(nn.Module):
         keep: Tensor | None = None,
     ) -> Tensor:
         """`photo` [B, D] -> log p [B, S] float64."""
-        parts = self.parts(photo, pool, index, keep)
-        return self.mixed(parts.own + self.beside(parts.weight, pool, index)).log()
+        return self.joined(self.parts(photo, pool, index, keep), pool, index).log()
+
+    def joined(self, parts: Parts, pool: Pool | None, index: Tensor | None) -> Tensor:
+        """The distributions [B, S] that the parts make."""
+        return self.mixed(parts.own + self.beside(parts.weight, pool, index))
 
     def beside(self, weight: Tensor, pool: Pool | None, index: Tensor | None) -> Tensor:
         """What the references add to `base`, [B, S]: the sum of their weighted (votes - base)."""
