@@ -34,12 +34,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from joint import KINDS, folds_of
-from milnet import splits
-from milnet.annotations import FloatArray, Table, load_table
+from joint import KINDS, one_fold
+from milnet.annotations import FloatArray, Table, deviation, load_table
 from milnet.artifacts import atomic_path
-from milnet.doubt import UNLIKE, deviation
-from milnet.evaluation import find_references, find_same_photos
+from milnet.doubt import UNLIKE
+from milnet.evaluation import find_references
 from milnet.extraction import load_extractor
 from milnet.features import load_feature_set
 from milnet.metrics import plcc, srcc
@@ -47,7 +46,6 @@ from milnet.model.votes import Votes
 from milnet.recipe import load_recipe
 from milnet.recipes import Model, fit
 from milnet.references import References
-from milnet.splits import Split
 from non_photos import KINDS as NON_PHOTOS
 from non_photos import make
 
@@ -92,13 +90,8 @@ def train(data: Path, out: Path, cell: Cell, group: str, settings: tuple[str, ..
     if path.exists():
         return "found"
     torch.set_num_threads(1)
-    table, _ = load_table(data)
-    features = load_feature_set(data, table, semantic=cell.features, nodes=cell.features)
-    codes = folds_of(table, cell.kind, cell.assignment, group)
-    test = np.flatnonzero((codes == cell.fold) & features.readable)
-    same = find_same_photos(table, features).pairs
-    train, _ = splits.without_twins(np.flatnonzero(codes != cell.fold), test, same)
-    split = Split(train, test, group if cell.kind == "theme" else None)
+    table, features, split = one_fold(data, cell.features, cell.kind, cell.assignment, cell.fold, group)
+    test = split.test
     began = time.perf_counter()
     model = fit(load_recipe("votes", settings), table, features, split, 0, calibrate=True)
     seconds = time.perf_counter() - began

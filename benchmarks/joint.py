@@ -88,21 +88,28 @@ def set_aside(table: Table, group: str) -> NDArray[np.bool_]:
     return np.isin(codes, np.random.default_rng(2026).permutation(groups)[: len(groups) // 2])
 
 
+def one_fold(
+    data: Path, name: str, kind: str, assignment: int, fold: int, group: str
+) -> tuple[Table, FeatureSet, Split]:
+    """The table, its features `name`, and the photos to learn from and to test on, twins of test photos left out."""
+    table, _ = load_table(data)
+    features = load_feature_set(data, table, semantic=name, nodes=name)
+    codes = folds_of(table, kind, assignment, group)
+    test = np.flatnonzero((codes == fold) & features.readable)
+    same = find_same_photos(table, features).pairs
+    train, _ = splits.without_twins(np.flatnonzero(codes != fold), test, same)
+    return table, features, Split(train, test, group if kind == "theme" else None)
+
+
 def train(data: Path, out: Path, cell: Cell, group: str) -> str:
     """Do one cell, unless it is there."""
     path = out / cell.name
     if path.exists():
         return "found"
     torch.set_num_threads(1)
-    table, _ = load_table(data)
-    features = load_feature_set(data, table, semantic=cell.features, nodes=cell.features)
-    codes = folds_of(table, cell.kind, cell.assignment, group)
-    test = np.flatnonzero((codes == cell.fold) & features.readable)
-    same = find_same_photos(table, features).pairs
-    train, _ = splits.without_twins(np.flatnonzero(codes != cell.fold), test, same)
-    recipe = load_recipe(cell.recipe, [f"loss={cell.loss}"])
+    table, features, split = one_fold(data, cell.features, cell.kind, cell.assignment, cell.fold, group)
+    test, recipe = split.test, load_recipe(cell.recipe, [f"loss={cell.loss}"])
     began = time.perf_counter()
-    split = Split(train, test, group if cell.kind == "theme" else None)
     model = fit(recipe, table, features, split, cell.seed)
     seconds = time.perf_counter() - began
     nodes = model.numbers(features, test)
@@ -111,7 +118,7 @@ def train(data: Path, out: Path, cell: Cell, group: str) -> str:
     if isinstance(model.network, Votes):
         found |= ablations(model, nodes, table, features, test)
         if (cell.assignment, cell.seed) == (0, 0):
-            found["changes"] = mirrored(model, nodes, find_references(model, table, features, test))
+            found["changes"] = mirrored(model, nodes, references)
         found["unlearned"] = unlearned(model, nodes, table, features, test)  # last: it changes the network
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **found)

@@ -14,7 +14,8 @@ from scipy.optimize import approx_fprime, minimize
 
 import made
 from milnet import recipes, splits
-from milnet.doubt import COVERAGE, Doubt, _fit_size, deviation, fit_doubt
+from milnet.annotations import deviation
+from milnet.doubt import COVERAGE, Doubt, _fit_size, fit_doubt
 from milnet.metrics import plcc
 from milnet.recipe import load_recipe
 from milnet.recipes import Model, fit

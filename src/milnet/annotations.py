@@ -53,6 +53,11 @@ class Problems:
         self.found.append(error)
 
 
+def deviation(p: FloatArray, values: FloatArray) -> FloatArray:
+    """Standard deviation [n] of distributions [n, S], in units of `values`."""
+    return np.asarray(np.sqrt((p * (values[None] - (p @ values)[:, None]) ** 2).sum(1)))
+
+
 @dataclass(frozen=True)
 class Table:
     """N rated photos of one data set.
@@ -125,8 +130,7 @@ class Table:
     @property
     def spreads(self) -> FloatArray:
         """Standard deviation of each photo's votes, [N], in units of `values`: how much viewers disagree."""
-        deviations = self.values[None] - self.scores[:, None]
-        return np.asarray(np.sqrt((self.distributions * deviations**2).sum(1)))
+        return deviation(self.distributions, self.values)
 
     def column(self, name: str) -> tuple[str, ...]:
         """The column `name`; raises UsageError that lists the columns when there is none."""

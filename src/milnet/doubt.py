@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from milnet.annotations import FloatArray
+from milnet.annotations import FloatArray, deviation
 
 COVERAGE = 0.9  # share of photos whose mean vote lies within the interval
 UNLIKE = 0.97  # above it a photo is called unlike: so are 3 % of the pool's own
@@ -127,11 +127,6 @@ def fit_doubt(p: FloatArray, q: FloatArray, nearest: NDArray[Any], values: Float
     return replace(
         tables, line=(float(a), float(b), float(deviations.min()), float(deviations.max())), interval=interval
     )
-
-
-def deviation(p: FloatArray, values: FloatArray) -> FloatArray:
-    """Standard deviation [n] of distributions [n, S], in units of `values`."""
-    return np.asarray(np.sqrt((p * (values[None] - (p @ values)[:, None]) ** 2).sum(1)))
 
 
 def _signals(scores: FloatArray, deviations: FloatArray, similarity: NDArray[Any]) -> FloatArray:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from milnet.annotations import deviation
 from milnet.checkpoints import load_model
-from milnet.doubt import deviation
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.explanation import Explanation, explain
 from milnet.extraction import Extracted, Extractor, load_extractor
