@@ -13,7 +13,7 @@ import milnet
 
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
-    "version", "errors", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
+    "version", "errors", "places", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
     "features", "mlsp", "pickles", "backbones", "extraction", "storing", "references", "model", "pool",
     "published_files", "losses", "metrics", "samples", "training", "tuning", "recipe", "doubt", "recipes",
     "checkpoints", "reduction", "published",

@@ -1,0 +1,38 @@
+"""Where milnet keeps what belongs to a user, and where it finds what is shipped with it.
+
+The user's folder holds backbone weights that were added and the places of a pool's photos; nothing is written there
+unless a command that says so is given.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from milnet.errors import ArtifactError
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+def user_folder() -> Path:
+    """`MILNET_HOME`, else the system's place for such files: ~/.cache/milnet (or XDG_CACHE_HOME) on Linux."""
+    given = os.environ.get("MILNET_HOME")
+    if given:
+        return Path(given).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "milnet"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "milnet"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milnet"
+
+
+def bundled(name: str) -> Path:
+    """A file or folder that is shipped inside the package; ArtifactError where it was removed."""
+    path = BUNDLED / name
+    if not path.exists():
+        raise ArtifactError(
+            f"this installation of milnet has no {name}: its bundled data were removed. Everything else works; install "
+            f"milnet anew to have them, or name your own DATA and MODEL"
+        )
+    return path
