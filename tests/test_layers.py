@@ -13,14 +13,14 @@ import milnet
 
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
-    "version", "errors", "places", "artifacts", "annotations", "entropy", "images", "datasets", "splits", "_torchvision",
-    "features", "mlsp", "pickles", "backbones", "extraction", "storing", "references", "model", "pool",
-    "published_files", "losses", "metrics", "samples", "training", "tuning", "recipe", "doubt", "recipes",
-    "checkpoints", "reduction", "published",
-    "results", "evaluation", "growing", "figures",
-    "explanation", "scoring", "library", "outputs", "cli", "__main__",
+    "version", "errors", "places", "artifacts", "annotations", "entropy", "images", "datasets", "splits",
+    "_torchvision", "features", "mlsp", "pocket", "pickles", "backbones", "weights", "extraction", "storing",
+    "references", "model", "pool", "album", "published_files", "losses", "metrics", "samples", "training", "tuning",
+    "recipe", "doubt", "recipes", "checkpoints", "reduction", "published", "results", "evaluation", "growing",
+    "figures", "explanation", "shipped", "scoring", "library", "outputs", "report", "demo", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
+    "demo",
     "import",
     "features",
     "reduce",
@@ -36,6 +36,9 @@ COMMANDS = [
     "info",
     "doctor",
     "pool add",
+    "pool images",
+    "weights add",
+    "weights get",
 ]
 
 

@@ -1,4 +1,4 @@
-"""pool add: more rated photos for a trained model."""
+"""pool add, pool images: more rated photos for a trained model; where its photos lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, Data, Nodes, Overwrite, Semantic, app, command, command_line
+from milnet.cli.common import Context, Data, ModelFolder, Nodes, Overwrite, Semantic, app, command, command_line
 
 pool = typer.Typer(no_args_is_help=True, help="The rated photos that a model consults.")
 app.add_typer(pool, name="pool")
@@ -18,7 +18,7 @@ app.add_typer(pool, name="pool")
 @command("add", pool)
 def add(
     context: Context,
-    model: Annotated[Path, typer.Argument(help="MODEL folder.", show_default=False)],
+    model: ModelFolder,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)],
     split: Annotated[str, typer.Option(help="Value of the column `split`; `all` for every photo.")] = "all",
@@ -79,4 +79,48 @@ def add(
         "known": list(told.known),
         "unreadable": list(told.unreadable),
         "stale": stale,
+    }
+
+
+@command("images", pool)
+def images(
+    context: Context,
+    model: ModelFolder,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with your copies of the pool's photos.", show_default=False)
+    ],
+) -> Mapping[str, Any]:
+    """Say where the photos of a model's pool lie, so that reports can show them. A pool holds no pixels of its own."""
+    from milnet.album import match_photos, places_file, remember
+    from milnet.checkpoints import load_model
+
+    fitted, _ = load_model(model)
+    with context.progress() as progress:
+        matched = match_photos(fitted.pool, folder, progress)
+    total = len(fitted.pool)
+    count = total - len(matched.other) - len(matched.missing) - len(matched.unreadable)
+    context.failed = not count
+    if count:
+        remember(matched)
+        context.say(f"{count:,} of the pool's {total:,} photos found in {folder}; {places_file()} says where")
+    else:
+        context.warn(f"none of the pool's {total:,} photos found in {folder}")
+    lists = {
+        "other": (matched.other, "have a file of their name with other pixels (saved anew, or cropped)"),
+        "unreadable": (matched.unreadable, "have a file of their name that cannot be read"),
+        "missing": (matched.missing, "have no file of their name"),
+    }
+    for ids, what in lists.values():
+        if ids:
+            more = ", ..." if len(ids) > 5 else ""
+            context.say(f"{len(ids):,} {what}: {', '.join(ids[:5])}{more}")
+    if matched.other and fitted.features["semantic"]["extraction"].get("preprocess", {}).get("draft"):
+        context.warn("its features were made with --draft: large JPEGs cannot be recognised by their pixels")
+    return {
+        "model": str(model),
+        "folder": str(folder),
+        "pool": total,
+        "found": count,
+        **{name: list(ids) for name, (ids, _) in lists.items()},
+        "photos": {digest: str(path) for digest, path in matched.found.items()},
     }
