@@ -22,7 +22,7 @@ from milnet.library import find_photos
 from milnet.outputs import columns, write_scores
 from milnet.recipe import Recipe
 from milnet.recipes import fit
-from milnet.scoring import Journal, Score, Scorer, score_files, with_folder_percentiles
+from milnet.scoring import Journal, Score, Scorer, check_stars, ranked, score_files
 from milnet.splits import Split
 from milnet.storing import extract
 
@@ -193,16 +193,28 @@ def test_loading_says_what_is_wrong(place: Path, tmp_path: Path) -> None:
     assert milnet.Scorer is Scorer
 
 
-def example(score: float, photo: str = "a.jpg") -> Score:
+def example(score: float, photo: str = "a.jpg", percentile: float | None = None) -> Score:
     return Score(
-        photo, score, None, None, 1.0, None, None, None, (0.5, 0.5), 1.5, score - 1.5, (), 0.0, (1.0, 2.0), "m"
-    )
+        photo, score, None, None, 1.0, percentile, None, None, None, (0.5, 0.5), 1.5, score - 1.5, (), 0.0, (1.0, 2.0), "m"
+    )  # fmt: skip
 
 
 def test_folder_percentiles() -> None:
-    found = with_folder_percentiles([example(s) for s in (3.0, 1.0, 2.0, 2.0)])
+    found = ranked([example(s) for s in (3.0, 1.0, 2.0, 2.0)])
     assert [score.folder_percentile for score in found] == [100.0, 0.0, 50.0, 50.0]
-    assert with_folder_percentiles([example(1.0)])[0].folder_percentile is None
+    assert ranked([example(1.0)])[0].folder_percentile is None
+
+
+def test_stars() -> None:
+    """A photo at the percentile of a limit has the star; the limits are the user's; none without a percentile."""
+    percentiles = [0.0, 9.9, 10.0, 50.0, 65.0, 90.0, 100.0]
+    stars = lambda limits: [s.stars for s in ranked([example(1.0, percentile=p) for p in percentiles], limits)]  # noqa: E731
+    assert stars((10, 35, 65, 90)) == [1, 1, 2, 3, 4, 5, 5]
+    assert stars((50,)) == [1, 1, 1, 2, 2, 2, 2]
+    assert ranked([example(1.0)])[0].stars is None
+    for wrong in ((), (50, 50), (60, 40), (0, 50), (50, 100), (float("nan"),)):
+        with pytest.raises(UsageError, match="expected ascending percentiles between 0 and 100"):
+            check_stars(wrong)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -212,7 +224,7 @@ def test_outputs(suffix: str, place: Path, tmp_path: Path) -> None:
     path = tmp_path / f"scores{suffix}"
     write_scores(path, scores, scorer.model.values.tolist())
     expected = columns(scorer.model.values.tolist())
-    assert expected[8:13] == ["p_1", "p_2", "p_3", "p_4", "p_5"]
+    assert expected[9:14] == ["p_1", "p_2", "p_3", "p_4", "p_5"]
     if suffix == ".jsonl":
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert list(rows[0]) == expected
@@ -224,14 +236,14 @@ def test_outputs(suffix: str, place: Path, tmp_path: Path) -> None:
         assert json.loads(rows[0]["references"])[0]["similarity"] == scores[0].references[0].similarity
     assert [row["photo"] for row in rows] == [score.photo for score in scores]
     np.testing.assert_allclose([row["score"] for row in rows], [score.score for score in scores], atol=1e-12)
-    for name in ("low", "high", "spread", "percentile", "unlike", "base", "own", "rest"):
+    for name in ("low", "high", "spread", "percentile", "stars", "unlike", "base", "own", "rest"):
         np.testing.assert_allclose([row[name] for row in rows], [getattr(s, name) for s in scores], atol=1e-12)
     write_scores(path, [example(1.5)], [1.0, 2.0])  # not calibrated
     if suffix == ".parquet":
         (row,) = polars.read_parquet(path).to_dicts()
     else:
         (row,) = [json.loads(path.read_text())] if suffix == ".jsonl" else polars.read_csv(path).to_dicts()
-    assert row["low"] is row["high"] is row["unlike"] is row["percentile"] is None
+    assert row["low"] is row["high"] is row["unlike"] is row["percentile"] is row["stars"] is None
     write_scores(path, [], [1.0, 2.0])  # no photo at all: still a table
     with pytest.raises(UsageError, match=r"expected a name ending in \.csv, \.jsonl, \.parquet"):
         write_scores(tmp_path / "scores.txt", scores, [1.0])

@@ -27,7 +27,7 @@ from milnet.version import __version__
 
 MANIFEST = "manifest.json"
 # The newest format this version writes, by kind. A reader refuses a newer one and says what to do with an older one.
-FORMATS = {"data": 1, "features": 1, "references": 1, "model": 1}
+FORMATS = {"data": 1, "features": 1, "references": 1, "model": 2}
 
 
 def canonical_json(value: Any) -> str:
@@ -158,6 +158,10 @@ class Manifest:
     format: int = 1
     milnet: str = __version__
 
+    def place(self, folder: Path, name: str) -> Path:
+        """Where a file of `folder` lies: in it, or where the note `borrowed` says that the same file is already."""
+        return folder / self.notes.get("borrowed", {}).get(name, name)
+
     @property
     def digest(self) -> str:
         """Identity of the content: 64 hexadecimal digits."""
@@ -210,7 +214,7 @@ def verify_files(folder: Path, manifest: Manifest, names: Sequence[str] | None =
     for name, expected in manifest.files.items():
         if names is not None and name not in names:
             continue
-        path = folder / name
+        path = manifest.place(folder, name)
         if not path.is_file():
             raise ArtifactError(f"{path} is missing: the folder is incomplete; make it again")
         if digest_file(path) != expected:

@@ -3,6 +3,7 @@
 `last`: the network's own pooled last layer: semantic, for retrieval. `taps`: the pooled output of every block, as MLSP
 does (Hosu et al., CVPR 2019), with `last` at its end: what an image network knows at each depth, for the score.
 
+    pocket       the small network that milnet ships (pocket.py); needs no package beside torch
     timm/MODEL   any network of timm: the output of every block, and the last layer
     resnet50     the paper's semantic features: the last layer alone, 2,048 numbers (`taps` is the same)
     mlsp         the paper's node features: 43 layers of InceptionResNetV2, 16,928 numbers (`taps`); `last` 1,536 beside
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 
 from milnet.errors import MissingExtraError, UsageError, WeightsError
 from milnet.mlsp import Pooling, Tap, mlsp_taps, pool_cells
+from milnet.places import bundled
+from milnet.pocket import POCKET_CONFIG, PocketNetwork
 
-PREFIX = "timm/"
+PREFIX, POCKET = "timm/", "pocket"
 # Networks of the paper under short names. `resnet50` has torchvision's weights, as the published code; both weights are
 # found in the hub under the name behind it.
 NAMED = {"resnet50": "resnet50.tv_in1k", "mlsp": "inception_resnet_v2.tf_in1k"}
@@ -213,15 +216,18 @@ def load_backbone(
 ) -> Backbone:
     """Build a frozen backbone.
 
-    `name`: "timm/MODEL[.TAG]", "resnet50" or "mlsp". `weights`: a safetensors FILE; "cached" (the hub's local cache, no
-    download); "hub" (downloads when the cache lacks it); "random:SEED" (untrained, for tests and as a lower bound).
+    `name`: "pocket", "timm/MODEL[.TAG]", "resnet50" or "mlsp". `weights`: a safetensors FILE; "cached" (the hub's
+    local cache, no download; of pocket what is shipped); "hub" (downloads when the cache lacks it); "random:SEED"
+    (untrained, for tests and as a lower bound).
     `digest`: refuse weights with other values. `normalisation`: another mean and std than the weights' own. Raises
     UsageError for an unknown name, WeightsError for weights that are missing, unreachable, not strict safetensors of
     this network, or of another digest.
     """
+    if name == POCKET:
+        return _checked(_pocket(weights, normalisation), digest)
     if not name.startswith(PREFIX) and name not in NAMED:
         raise UsageError(
-            f"unknown backbone {name!r}: expected {', '.join(NAMED)} or {PREFIX}MODEL, for example "
+            f"unknown backbone {name!r}: expected {POCKET}, {', '.join(NAMED)} or {PREFIX}MODEL, for example "
             f"{PREFIX}mobilenetv2_100"
         )
     timm = _import_timm()
@@ -229,14 +235,7 @@ def load_backbone(
     if not timm.is_model(model.split(".")[0]):
         near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 5)
         raise UsageError(f"timm has no model {model!r}; similar: {', '.join(near) or 'none'}")
-    seed = 0
-    if weights.startswith("random:"):
-        try:
-            seed = int(weights.removeprefix("random:"))
-        except ValueError:
-            seed = -1
-        if not 0 <= seed < 2**63:
-            raise UsageError(f"--weights {weights}: expected random:SEED with a whole number from 0 to 2^63 - 1")
+    seed = _seed(weights) if weights.startswith("random:") else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -254,12 +253,39 @@ def load_backbone(
     backbone = Backbone(
         name, network, weights, config, taps=taps, taps_with_last=name != "mlsp", normalisation=normalisation
     )
+    return _checked(backbone, digest)
+
+
+def _checked(backbone: Backbone, digest: str | None) -> Backbone:
     if digest is not None and backbone.digest != digest:
         raise WeightsError(
-            f"the weights of {name} from {weights} are not those the features were made with: expected sha256 "
-            f"{digest[:12]}..., got {backbone.digest[:12]}...; pass the right file with --weights"
+            f"the weights of {backbone.name} from {backbone.weights} are not those the features were made with: "
+            f"expected sha256 {digest[:12]}..., got {backbone.digest[:12]}...; pass the right file with --weights"
         )
     return backbone
+
+
+def _seed(weights: str) -> int:
+    try:
+        seed = int(weights.removeprefix("random:"))
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--weights {weights}: expected random:SEED with a whole number from 0 to 2^63 - 1")
+    return seed
+
+
+def _pocket(weights: str, normalisation: Mapping[str, Sequence[float]] | None) -> Backbone:
+    """The shipped network; with "random:SEED" the same one untrained, with a FILE another one of the same form."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed(weights) if weights.startswith("random:") else 0)
+        network = PocketNetwork()
+    if not weights.startswith("random:"):
+        path = bundled("pocket.safetensors") if weights in ("cached", "hub") else Path(weights).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"--weights {weights}: expected a safetensors file, 'cached' or 'random:SEED'")
+        _load_strict(network, path, POCKET)
+    return Backbone(POCKET, network, weights, POCKET_CONFIG, normalisation=normalisation)
 
 
 def _import_timm() -> Any:

@@ -3,6 +3,7 @@
 manifest.json  recipe.json  weights.safetensors  calibration.json  seen.txt  log.json
 reducer.json  reducer.safetensors     where the nodes are reduced wide maps
 pool/  ids.txt  pixels.txt  groups.txt  votes.npy [P, S]  semantic.npy [P, Ds]  nodes.npy [P, Dn]  (float16)
+       no semantic.npy where its numbers are columns of nodes.npy (`semantic_columns` of the manifest)
        alone.npy [P, S]               of a calibrated `votes`: what each photo is alone
 """
 
@@ -73,6 +74,7 @@ def save_model(
                 "near_duplicate": model.pool.near_duplicate,
                 "epochs": model.epochs,
                 "seen": f"{len(model.seen)} photos of {model.table_name}" + _foreign(model),
+                "semantic_columns": _semantic_columns(model),
                 "channels": int(model.network.standardise.mean.shape[0]),
             },
             inputs=model.inputs,
@@ -141,9 +143,19 @@ def _save_pool(model: Model, folder: Path) -> None:
     write_array(folder / "votes.npy", pool.distributions * pool.totals[:, None])
     if pool.alone is not None:
         write_array(folder / "alone.npy", pool.alone)
-    _write_rows(folder / "semantic.npy", pool.semantic, pool.rows)
+    if _semantic_columns(model) is None:
+        _write_rows(folder / "semantic.npy", pool.semantic, pool.rows)
     if model.uses_references:  # a network that never consults the pool does not carry its node features
         _write_rows(folder / "nodes.npy", pool.nodes, pool.rows)
+
+
+def _semantic_columns(model: Model) -> list[int] | None:
+    """Which columns of the pool's nodes its semantic features are: first and last + 1, or None."""
+    semantic, nodes = model.features["semantic"], model.features.get("nodes", {})
+    if not model.uses_references or model.recipe.takes_maps or semantic["digest"] != nodes.get("digest"):
+        return None
+    (first, end), (start, stop) = semantic["span"], nodes["span"]
+    return [first - start, end - start] if start <= first and end <= stop else None
 
 
 def _write_rows(path: Path, array: NDArray[Any], rows: IntArray, block: int = 8192) -> None:
@@ -173,10 +185,15 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         network = make_network(recipe, _channels(config), len(config["values"]), int(config["seed"]), last)
         network.load_state_dict(weights)
         votes = read_array(folder / "pool" / "votes.npy")
-        semantic = read_array(folder / "pool" / "semantic.npy", mmap=True)
-        nodes = semantic[:, :0]
+        columns = config.get("semantic_columns")
         if "pool/nodes.npy" in manifest.files:
-            nodes = read_array(folder / "pool" / "nodes.npy", mmap=True)
+            nodes = read_array(manifest.place(folder, "pool/nodes.npy"), mmap=True)
+        if columns is None:
+            semantic = read_array(folder / "pool" / "semantic.npy", mmap=True)
+        else:
+            semantic = nodes[:, columns[0] : columns[1]]
+        if "pool/nodes.npy" not in manifest.files:
+            nodes = semantic[:, :0]
         pool = RatedPool(
             ids=read_lines(folder / "pool" / "ids.txt"),
             pixels=read_lines(folder / "pool" / "pixels.txt"),

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from milnet.annotations import FloatArray, deviation
+from milnet.metrics import srcc
 
 COVERAGE = 0.9  # share of photos whose mean vote lies within the interval
 UNLIKE = 0.97  # above it a photo is called unlike: so are 3 % of the pool's own
@@ -35,7 +36,8 @@ class Doubt:
 
     `percentiles` and `nearest` are sorted. `line`: a, b of the spread, and the lowest and the highest deviation seen.
     `interval`: the centre and the scale of the three signals, the four coefficients of log s, and c. `stale`: the pool
-    has changed since.
+    has changed since. `srcc`: the rank correlation of the out-of-fold scores with the mean votes, how good the model is
+    on photos it has not seen.
     """
 
     percentiles: FloatArray = field(default_factory=lambda: np.empty(0))
@@ -43,6 +45,7 @@ class Doubt:
     line: tuple[float, float, float, float] | None = None
     interval: Mapping[str, tuple[float, ...]] | None = None
     stale: bool = False
+    srcc: float | None = None
 
     def percentile(self, scores: FloatArray) -> FloatArray:
         """100 x the share of pool photos (ties half) whose out-of-fold predicted score is lower, [n]."""
@@ -92,6 +95,7 @@ class Doubt:
             line=None if line is None else (float(line[0]), float(line[1]), float(line[2]), float(line[3])),
             interval=None if interval is None else {name: tuple(map(float, x)) for name, x in interval.items()},
             stale=bool(data.get("stale", False)),
+            srcc=None if data.get("srcc") is None else float(data["srcc"]),
         )
 
 
@@ -102,7 +106,7 @@ def fit_doubt(p: FloatArray, q: FloatArray, nearest: NDArray[Any], values: Float
     """
     scores, true = p @ values, q @ values
     known = np.isfinite(nearest)
-    tables = Doubt(np.sort(scores), np.sort(nearest[known].astype(np.float64)))
+    tables = Doubt(np.sort(scores), np.sort(nearest[known].astype(np.float64)), srcc=srcc(true, scores))
     if known.sum() < _LEAST:
         return tables
     deviations = deviation(p, values)

@@ -270,6 +270,7 @@ def load_extractor(
     config: Mapping[str, Any],
     weights: str,
     *,
+    digest: str | None = None,
     offline: bool = False,
     device: str = "cpu",
     batch: int | None = None,
@@ -277,7 +278,10 @@ def load_extractor(
     max_pixels: int = MAX_PIXELS,
     pooling: Pooling | None = None,
 ) -> Extractor:
-    """The extractor that a features manifest describes; refuses weights of another digest, and features without one."""
+    """The extractor that a features manifest describes; refuses weights of another digest, and features without one.
+
+    `digest`: that of weights which stand in for those of the features.
+    """
     if not config.get("preprocess"):
         raise UsageError(
             f"these features were not made from photos by milnet ({config.get('backbone')}): photos cannot be "
@@ -287,7 +291,7 @@ def load_extractor(
         config["backbone"],
         weights,
         offline=offline,
-        digest=config["weights"],
+        digest=digest or config["weights"],
         normalisation=config["normalisation"],
     )
     return Extractor.build(

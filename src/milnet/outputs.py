@@ -74,7 +74,8 @@ def write_scores(path: Path, scores: Sequence[Score], values: Sequence[float]) -
                 import polars
 
                 schema: dict[str, Any] = {
-                    name: polars.String if name in _TEXTS else polars.Float64 for name in columns(values)
+                    name: polars.String if name in _TEXTS else polars.Int64 if name == "stars" else polars.Float64
+                    for name in columns(values)
                 }
                 polars.DataFrame(rows, schema=schema, orient="row").write_parquet(temporary)
 
@@ -85,7 +86,7 @@ _TEXTS = ("photo", "references", "model", "milnet")
 def columns(values: Sequence[float]) -> list[str]:
     """Names of the columns, in order."""
     shares = [f"p_{value:g}" for value in values]
-    before = ["photo", "score", "low", "high", "spread", "percentile", "folder_percentile", "unlike"]
+    before = ["photo", "score", "low", "high", "spread", "percentile", "stars", "folder_percentile", "unlike"]
     return [*before, *shares, "base", "own", "references", "rest", "model", "milnet"]
 
 

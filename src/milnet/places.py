@@ -13,6 +13,8 @@ from pathlib import Path
 from milnet.errors import ArtifactError
 
 BUNDLED = Path(__file__).parent / "bundled"
+POOL = "bundled"  # how the shipped DATA is named where a DATA folder is asked for
+MODELS = ("pocket", "standard")  # shipped models
 
 
 def user_folder() -> Path:
@@ -36,3 +38,13 @@ def bundled(name: str) -> Path:
             f"milnet anew to have them, or name your own DATA and MODEL"
         )
     return path
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a MODEL: as given, or that of a shipped one where no folder of that name is there."""
+    return bundled(str(name)) if str(name) in MODELS and not Path(name).exists() else Path(name)
+
+
+def find_data(name: str | Path) -> Path:
+    """The folder of a DATA: as given, or the shipped pool for "bundled" where no folder of that name is there."""
+    return bundled("pool") if str(name) == POOL and not Path(name).exists() else Path(name)

@@ -27,11 +27,14 @@ from milnet.explanation import Explanation, explain
 from milnet.extraction import Extracted, Extractor, load_extractor
 from milnet.features import Progress, torch_threads
 from milnet.images import MAX_PIXELS, Source
+from milnet.places import find_model
 from milnet.recipes import Model
 from milnet.references import References
 from milnet.version import __version__
+from milnet.weights import KNOWN, require, stand_in
 
 _FEW = 16  # photos that are scored together, by one thread
+STARS = (10.0, 35.0, 65.0, 90.0)  # percentiles in the pool from which a photo has 2, 3, 4, 5 stars
 LISTED = 8  # references of a photo that are shown at most
 _CHUNK = 64  # photos that go through the first of two backbones before they go through the second
 
@@ -60,6 +63,7 @@ class Score:
     high: float | None
     spread: float  # expected standard deviation of the votes: how much viewers will disagree
     percentile: float | None  # 100 x share of pool photos whose out-of-fold predicted score is lower
+    stars: int | None  # 1 + how many of the scorer's `stars` (percentiles) are reached
     folder_percentile: float | None  # the same among the photos of this call
     unlike: float | None  # 1 - share of pool photos whose own nearest similarity is lower: above .97, outside the pool
     distribution: tuple[float, ...]  # share of votes at each value
@@ -80,6 +84,7 @@ class Score:
             "high": self.high,
             "spread": self.spread,
             "percentile": self.percentile,
+            "stars": self.stars,
             "folder_percentile": self.folder_percentile,
             "unlike": self.unlike,
             **{f"p_{value:g}": p for value, p in zip(self.values, self.distribution, strict=True)},
@@ -109,19 +114,34 @@ class Seen:
     pixels: str
 
 
-def where_weights(part: Mapping[str, Any], given: str | Path | None, option: str) -> str:
-    """Where the weights of a backbone are: as given, else where they were for the features."""
+def where_weights(part: Mapping[str, Any], given: str | Path | None, option: str) -> tuple[str, str]:
+    """Where the weights of a backbone are, and the digest they must have there.
+
+    As given, else where they were for the features, else what was added with `milnet weights add`. What was added has
+    passed its check, and may differ from the weights of the features by rounding: then the digest is its own.
+    """
     source = str(given) if given is not None else str(part["weights"])
+    digest = str(part["extraction"].get("weights", ""))  # none where no network of ours made them
+    if source in KNOWN:
+        added = require(source)
+        # features made with what was added, here or elsewhere, or with the weights that it stands for
+        ours = part.get("weights") == source or digest == KNOWN[source].digest
+        return str(added.path), added.digest if ours else digest
     if given is not None or source.startswith("random:") or source == "cached":
-        return source
+        return source, digest
     if source == "hub":
-        return "cached"  # it was downloaded for the features; here nobody has asked for a download
-    if not Path(source).exists():
+        return "cached", digest  # it was downloaded for the features; here nobody has asked for a download
+    if Path(source).exists():
+        return source, digest
+    found = stand_in(digest)
+    if found is None:
+        known = any(digest == one.digest for one in KNOWN.values())
         raise WeightsError(
             f"the model's backbone weights were at {source}, which is not there any more: pass {option} FILE "
-            f"with the file whose weights have sha256 {part['extraction']['weights'][:12]}..."
+            f"with the file whose weights have sha256 {digest[:12]}..."
+            + (", or add it once and for all: milnet weights add FILE" if known else "")
         )
-    return source
+    return str(found.path), found.digest
 
 
 def _photo_part(extraction: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,9 +157,17 @@ class Scorer:
     """
 
     def __init__(
-        self, model: Model, nodes: Extractor, semantic: Extractor, digest: str, *, device: str = "cpu"
+        self,
+        model: Model,
+        nodes: Extractor,
+        semantic: Extractor,
+        digest: str,
+        *,
+        device: str = "cpu",
+        stars: Sequence[float] = STARS,
     ) -> None:
         self.model, self.nodes, self.semantic, self.digest, self.device = model, nodes, semantic, digest, device
+        self.stars = check_stars(stars)
         self._spans = {role: slice(*part["span"]) for role, part in model.features.items()}
 
     @classmethod
@@ -154,15 +182,18 @@ class Scorer:
         batch: int | None = None,
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        stars: Sequence[float] = STARS,
     ) -> Scorer:
-        """Load a MODEL folder and the backbones its features were made with.
+        """Load a MODEL folder, or a shipped model by its name, and the backbones its features were made with.
 
+        `stars`: ascending percentiles in the pool from which a photo has 2, 3, ... stars.
         `weights`, `semantic_weights`: where the weights of the node and the semantic backbone are now ("hub" may
         download them); by default where they were for the features, or the hub's cache. A model of one backbone needs
         the first alone. Raises ArtifactError for a folder that is no model, WeightsError when the backbone's weights
         are missing or not the same, UsageError when the features were not made from photos.
         """
-        fitted, manifest = load_model(Path(model), device=device)
+        model = find_model(model)
+        fitted, manifest = load_model(model, device=device)
         part, semantic = fitted.node_features, fitted.features["semantic"]
         wide = part["extraction"].get("wide") or {}
         pooling = part.get("pooling") or wide.get("pooling")
@@ -178,14 +209,13 @@ class Scorer:
         how: Any = {
             "offline": offline, "device": device, "batch": batch, "workers": workers, "max_pixels": max_pixels,
         }  # fmt: skip
-        place = where_weights(part, weights, "--weights")
-        extractor = load_extractor(part["extraction"], place, pooling=pooling, **how)
+        place, expected = where_weights(part, weights, "--weights")
+        extractor = load_extractor(part["extraction"], place, digest=expected, pooling=pooling, **how)
         if _photo_part(semantic["extraction"]) == _photo_part(part["extraction"]):
-            return cls(fitted, extractor, extractor, manifest.digest, device=device)
-        second = load_extractor(
-            semantic["extraction"], where_weights(semantic, semantic_weights, "--semantic-weights"), **how
-        )
-        return cls(fitted, extractor, second, manifest.digest, device=device)
+            return cls(fitted, extractor, extractor, manifest.digest, device=device, stars=stars)
+        place, expected = where_weights(semantic, semantic_weights, "--semantic-weights")
+        second = load_extractor(semantic["extraction"], place, digest=expected, **how)
+        return cls(fitted, extractor, second, manifest.digest, device=device, stars=stars)
 
     @property
     def batch(self) -> int:
@@ -205,7 +235,7 @@ class Scorer:
             found[key] = result
             if progress is not None:
                 progress(len(found), len(several), "photos")
-        return with_folder_percentiles([found[i] for i in range(len(several))])
+        return ranked([found[i] for i in range(len(several))], self.stars)
 
     def stream(self, items: Iterable[tuple[Any, Source]]) -> Iterator[tuple[Any, Score | Failure]]:
         """Yield (key, Score or Failure) for each (key, source), as they are made, not in their order."""
@@ -295,6 +325,7 @@ class Scorer:
                     high=_known(high[i]),
                     spread=float(spreads[i]),
                     percentile=_known(percentiles[i]),
+                    stars=None,  # given with the folder's percentiles: they are the user's choice, not the model's
                     folder_percentile=None,
                     unlike=_known(unlike[i]),
                     distribution=tuple(p[i].tolist()),
@@ -345,20 +376,29 @@ def _known(x: float) -> float | None:
     return None if np.isnan(x) else float(x)
 
 
-def with_folder_percentiles(scores: Sequence[Score]) -> list[Score]:
-    """The same scores, each with 100 x the share of the others of this call that score lower (ties half)."""
-    if len(scores) < 2:
-        return list(scores)
-    ordered = np.sort([score.score for score in scores])
-    result = []
-    for score in scores:
-        low, high = (
-            np.searchsorted(ordered, [score.score], "left")[0],
-            np.searchsorted(ordered, [score.score], "right")[0],
+def check_stars(percentiles: Sequence[float]) -> tuple[float, ...]:
+    """Percentiles from which a photo has 2, 3, ... stars; UsageError unless they ascend within 0 .. 100."""
+    found = tuple(float(x) for x in percentiles)
+    if not found or list(found) != sorted(set(found)) or not all(0 < x < 100 for x in found):
+        raise UsageError(
+            f"stars {','.join(f'{x:g}' for x in found) or 'none'}: expected ascending percentiles between 0 and 100, "
+            f"for example {','.join(f'{x:g}' for x in STARS)}: from each of them on a photo has one star more"
         )
-        ties = high - low - 1  # without the photo itself
-        result.append(replace(score, folder_percentile=float(100 * (low + ties / 2) / (len(ordered) - 1))))
-    return result
+    return found
+
+
+def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS) -> list[Score]:
+    """The same scores with their stars, and 100 x the share of the others of this call that score lower (ties half)."""
+    ordered = np.sort([score.score for score in scores])
+    found = []
+    for score in scores:
+        folder = None
+        if len(scores) > 1:
+            low, high = np.searchsorted(ordered, score.score, "left"), np.searchsorted(ordered, score.score, "right")
+            folder = float(100 * (low + (high - low - 1) / 2) / (len(ordered) - 1))  # ties without the photo itself
+        reached = None if score.percentile is None else 1 + sum(score.percentile >= limit for limit in stars)
+        found.append(replace(score, folder_percentile=folder, stars=reached))
+    return found
 
 
 class Journal:
@@ -482,4 +522,4 @@ def score_files(
             progress(done, len(photos), "photos")
     order = {str(photo): i for i, photo in enumerate(photos)}
     failures.sort(key=lambda failure: order.get(failure.photo, -1))
-    return with_folder_percentiles([found[photo] for photo in photos if photo in found]), failures
+    return ranked([found[photo] for photo in photos if photo in found], scorer.stars), failures

@@ -18,6 +18,7 @@ import multiprocessing
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from milnet.artifacts import atomic_path
-from milnet.backbones import Backbone, load_backbone
+from milnet.backbones import load_backbone
 from milnet.images import open_photo, to_array
 
 HERE = Path(__file__).parent
@@ -67,7 +68,7 @@ def decoded(folder: Path, files: list[str]) -> list[Rgb]:
 
 
 def crop(photo: Rgb, width: int, height: int, rng: random.Random) -> Image.Image:
-    """A random part of a photo at `width` x `height`: 12 to 100 % of its area, or one time in eight nearly all of it."""
+    """A random part of a photo at `width` x `height`: 12 to 100 % of its area, or (one in eight) nearly all."""
     rows, columns = photo.shape[:2]
     if rng.random() < 0.125:
         cut = [rng.uniform(0, 0.06) * side for side in (columns, rows, columns, rows)]
@@ -90,7 +91,7 @@ def crop(photo: Rgb, width: int, height: int, rng: random.Random) -> Image.Image
     return image
 
 
-def recolour(pixels: NDArray[np.float32], rng: random.Random) -> NDArray[np.float32]:
+def recolour(pixels: NDArray[Any], rng: random.Random) -> NDArray[Any]:
     """Other exposure, contrast, gamma, saturation, white balance or hue of pixels in [0, 1]."""
     if rng.random() < 0.7:
         if rng.random() < 0.5:
@@ -121,7 +122,7 @@ def recolour(pixels: NDArray[np.float32], rng: random.Random) -> NDArray[np.floa
 def view(photos: list[Rgb], rng: random.Random) -> Rgb:
     """One view [SIDE, SIDE, 3]."""
 
-    def part(width: int, height: int) -> NDArray[np.float32]:
+    def part(width: int, height: int) -> NDArray[Any]:
         image = crop(photos[rng.randrange(len(photos))], width, height, rng)
         return recolour(np.asarray(image, np.float32) / 255, rng)
 
@@ -165,7 +166,7 @@ class Teacher:
     def __init__(self, weights: str) -> None:
         backbone = load_backbone("timm/mobilenetv2_100", weights)
         self.mean, self.std, self.digest = backbone.mean, backbone.std, backbone.digest
-        self.network = backbone.network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        self.network: Any = backbone.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
         self.found: dict[str, Tensor] = {}
         for name in LEVELS:
             self.network.get_submodule(name).register_forward_hook(
@@ -174,9 +175,9 @@ class Teacher:
 
     @torch.inference_mode()
     def maps(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, 3, H, W] -> last map [B, 1280, h, w] and levels side by side [B, 288, h, w], in the last's cells."""
+        """uint8 [B, 3, H, W] -> last map [B, 1280, h, w] and levels [B, 288, h, w] in its cells."""
         x = ((views.float() - self.mean) / self.std).to(memory_format=torch.channels_last)
-        last = self.network.forward_features(x)  # type: ignore[operator]
+        last = self.network.forward_features(x)
         levels = [torch.nn.functional.adaptive_avg_pool2d(self.found[name], last.shape[2:]) for name in LEVELS]
         return last, torch.cat(levels, 1)
 
@@ -184,7 +185,7 @@ class Teacher:
 class Targets:
     """What the teacher's maps become: `SEMANTIC` principal components and standardised levels, all of deviation 1."""
 
-    def __init__(self, arrays: dict[str, NDArray[np.float32]]) -> None:
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self.arrays = arrays
         self.parts = {name: torch.from_numpy(value) for name, value in arrays.items()}
 
@@ -232,7 +233,7 @@ def make_views(photos: list[Rgb], seed: int, count: int) -> Tensor:
 def make_shard(photos: list[Rgb], teacher: Teacher, targets: Targets, path: Path, seed: int) -> None:
     """Write one shard."""
     views = make_views(photos, seed, SHARD)
-    codes = [to_bytes(targets(*teacher.maps(part))) for part in views.split(32)]
+    codes = [to_bytes(targets(*teacher.maps(part))) for part in torch.split(views, 32)]
     with atomic_path(path) as part, part.open("wb") as file:
         np.savez(file, views=halved(views).permute(0, 2, 3, 1).numpy(), targets=np.concatenate(codes))
 
@@ -261,9 +262,9 @@ def make(photos: Path, weights: str, out: Path, shards: int, workers: int) -> No
     if not (out / "targets.npz").exists():
         teacher = Teacher(weights)
         views = make_views(decoded(photos, split_photos(photos)["learn"]), 2_000_000, 1500)
-        last, levels = (torch.cat(parts) for parts in zip(*map(teacher.maps, views.split(32)), strict=True))
+        last, levels = (torch.cat(parts) for parts in zip(*map(teacher.maps, torch.split(views, 32)), strict=True))
         with atomic_path(out / "targets.npz") as part, part.open("wb") as file:
-            np.savez(file, **Targets.fit(last, levels).arrays)
+            np.savez(file, **Targets.fit(last, levels).arrays)  # type: ignore[arg-type]
     wanted = [("choose", k) for k in range(2)] + [("learn", k) for k in range(shards)]
     missing = [(kind, k) for kind, k in wanted if not (out / f"{kind}-{k:04d}.npz").exists()]
     processes = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Each registers its commands: the order is that of --help.
 # isort: off
+from milnet.cli import demo  # noqa: F401
 from milnet.cli import data  # noqa: F401
 from milnet.cli import numbers  # noqa: F401
 from milnet.cli import train  # noqa: F401
@@ -12,6 +13,7 @@ from milnet.cli import measure  # noqa: F401
 from milnet.cli import figures  # noqa: F401
 from milnet.cli import use  # noqa: F401
 from milnet.cli import pool  # noqa: F401
+from milnet.cli import weights  # noqa: F401
 
 # isort: on
 from milnet.cli.common import app, main

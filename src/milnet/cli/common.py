@@ -25,6 +25,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from milnet.errors import ArtifactError, MilnetError, UsageError
+from milnet.places import find_data, find_model
 from milnet.version import __version__
 
 if TYPE_CHECKING:
@@ -44,7 +45,28 @@ app = typer.Typer(
 
 
 # Options that several commands share.
-Data = Annotated[Path, typer.Argument(help="DATA folder, as `milnet import` made it.", show_default=False)]
+def find_given(value: Path | None) -> Path | None:
+    """A typer callback: the shipped pool by its name."""
+    return None if value is None else find_data(value)
+
+
+def _model(value: Path | None) -> Path | None:
+    return None if value is None else find_model(value)
+
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="DATA folder, as `milnet import` made it, or `bundled`: the shipped pool.",
+        show_default=False,
+        callback=find_given,
+    ),
+]
+# What a command writes into: not the shipped one.
+OwnData = Annotated[Path, typer.Argument(help="DATA folder, as `milnet import` made it.", show_default=False)]
+ModelFolder = Annotated[
+    Path, typer.Argument(help="MODEL folder, or pocket | standard.", show_default=False, callback=_model)
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Semantic = Annotated[str | None, typer.Option(help="Features for retrieval, NAME[:range].", show_default="NAME:last")]
 Nodes = Annotated[str | None, typer.Option(help="Features for the network, NAME[:range].", show_default="NAME:taps")]
@@ -138,6 +160,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
+
+    def say(self, text: str) -> None:
+        """A line about a step that is done; kept above a bar."""
+        if not self.silent:
+            self.console.print(text, markup=False)
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, Data, Nodes, Overwrite, Semantic, Stored, command, load_measured
+from milnet.cli.common import Context, Data, ModelFolder, Nodes, Overwrite, Semantic, Stored, command, load_measured
 from milnet.errors import ImageError, UsageError
+from milnet.places import BUNDLED, user_folder
 
 
 @command("figures")
 def figures(
     context: Context,
-    model: Annotated[Path, typer.Argument(help="MODEL folder.", show_default=False)],
+    model: ModelFolder,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the figures.", show_default=False)],
     split: Annotated[str, typer.Option(help="Value of the column `split`; `all` for every photo.")] = "test",
@@ -57,7 +58,7 @@ def figures(
     it = load_measured(context, model, data, split, semantic=semantic, nodes=nodes, references=references)
     fitted, table, features = it.model, it.table, it.features
     predictions = evaluate(fitted, table, features, it.rows, split=split, store=it.store, device=device)
-    looks = note_look(data, it.digest, split, predictions.rows)
+    looks = note_look(user_folder() if data.is_relative_to(BUNDLED) else data, it.digest, split, predictions.rows)
     if images is not None:
         table = replace(table, image_root=images)  # only now: features belong to the table as it was imported
 

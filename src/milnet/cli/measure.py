@@ -15,6 +15,7 @@ from milnet.cli.common import (
     Context,
     Data,
     Group,
+    ModelFolder,
     Nodes,
     Overwrite,
     RecipeName,
@@ -26,6 +27,7 @@ from milnet.cli.common import (
     load_measured,
 )
 from milnet.errors import UsageError
+from milnet.places import BUNDLED, user_folder
 
 if TYPE_CHECKING:
     from milnet.annotations import Table
@@ -42,7 +44,7 @@ _SHOWN = ("srcc", "plcc", "krcc", "accuracy", "mse", "emd1", "emd2")
 @command("evaluate")
 def evaluate_(
     context: Context,
-    model: Annotated[Path, typer.Argument(help="MODEL folder.", show_default=False)],
+    model: ModelFolder,
     data: Data,
     split: Annotated[str, typer.Option(help="Value of the column `split`; `all` for every photo.")] = "test",
     output: Annotated[
@@ -64,7 +66,8 @@ def evaluate_(
     it = load_measured(context, model, data, split, semantic=semantic, nodes=nodes, references=references)
     fitted, table = it.model, _judged(it.table, threshold, side)
     predictions = evaluate(fitted, table, it.features, it.rows, split=split, store=it.store, device=device)
-    looks = note_look(data, it.digest, split, predictions.rows)
+    # what is shipped may be of another owner, and is not changed
+    looks = note_look(user_folder() if data.is_relative_to(BUNDLED) else data, it.digest, split, predictions.rows)
     results = make_results(
         "evaluation",
         table,

@@ -12,9 +12,9 @@ import typer
 
 from milnet.cli.common import (
     Context,
-    Data,
     Group,
     Overwrite,
+    OwnData,
     Resume,
     Seed,
     Semantic,
@@ -34,13 +34,17 @@ if TYPE_CHECKING:
 @command("features")
 def features(
     context: Context,
-    data: Data,
+    data: OwnData,
     backbone: Annotated[
         str | None,
         typer.Option(help="resnet50 | mlsp | timm/MODEL, for example timm/mobilenetv2_100.", show_default=False),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="safetensors FILE | cached (hub cache) | hub (download) | random:SEED (untrained).")
+        str,
+        typer.Option(
+            help="safetensors FILE | standard (as added with `milnet weights`) | cached (hub cache) | hub (download) | "
+            "random:SEED (untrained)."
+        ),
     ] = "cached",
     name: Annotated[str | None, typer.Option(help="Name of the features.", show_default="the backbone's")] = None,
     size: Annotated[
@@ -178,7 +182,9 @@ def read_sizes(text: str) -> tuple[int, ...]:
 
 def weights_place(weights: str) -> str:
     """How a manifest names where the weights were."""
-    return str(Path(weights).resolve()) if Path(weights).is_file() else weights
+    from milnet.weights import KNOWN
+
+    return str(Path(weights).resolve()) if weights not in KNOWN and Path(weights).is_file() else weights
 
 
 def make_extractor(
@@ -200,7 +206,15 @@ def make_extractor(
     from milnet.backbones import PUBLISHED, load_backbone
     from milnet.extraction import Extractor, Preprocess
     from milnet.images import MAX_PIXELS
+    from milnet.weights import KNOWN, require
 
+    if weights in KNOWN:
+        if backbone != KNOWN[weights].backbone:
+            raise UsageError(
+                f"--weights {weights} are weights of {KNOWN[weights].backbone}, not of {backbone}: pass --backbone "
+                f"{KNOWN[weights].backbone}"
+            )
+        weights = str(require(weights).path)
     for option, value, allowed in (
         ("--fit", fit, ("whole", "crop", "original")),
         ("--preprocess", preprocess, ("timm", "published")),
@@ -261,7 +275,7 @@ def _published_features(
 @command("reduce")
 def reduce(
     context: Context,
-    data: Data,
+    data: OwnData,
     features: Annotated[
         str | None, typer.Option(help="The features whose maps are reduced.", show_default="the only ones with maps")
     ] = None,
@@ -364,9 +378,10 @@ def _streaming(
     part = features.config["nodes"]
     published = part["extraction"].get("normalisation") == PUBLISHED
     chosen = pooling or features.config.get("maps", {}).get("pooling") or ("adaptive" if published else "area")
+    place, _ = where_weights(part, weights, "--weights")  # the maps go beside stored numbers: no other last bits
     extractor = load_extractor(
         part["extraction"],
-        where_weights(part, weights, "--weights"),
+        place,
         offline=context.offline,
         device=context.compute_device(),
         pooling=chosen,  # type: ignore[arg-type]
@@ -387,7 +402,7 @@ def digest_rows(rows: IntArray) -> str:
 @command("references")
 def references(
     context: Context,
-    data: Data,
+    data: OwnData,
     k: Annotated[int, typer.Option("-k", min=1, help="References a photo.")] = 100,
     exclude_group: Annotated[
         str | None, typer.Option(help="Column whose photos may not be references of each other.", show_default=False)

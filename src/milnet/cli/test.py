@@ -145,7 +145,7 @@ def _features_of(
             name = next(free for i in range(len(made) + 1) if (free := f"{label}-{i}" if i else label) not in made)
             given, option = (semantic_weights, "--semantic-weights") if role == "semantic" else (weights, "--weights")
             pooling = part.get("pooling") or (part["extraction"].get("wide") or {}).get("pooling")
-            place = where_weights(part, given, option)
+            place, _ = where_weights(part, given, option)  # features to be measured: no weights that merely stand in
             how: Any = {"offline": context.offline, "device": context.compute_device(), "pooling": pooling}
             extractor = load_extractor(part["extraction"], place, **how)
             with context.progress() as progress:

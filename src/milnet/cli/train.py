@@ -23,6 +23,7 @@ from milnet.cli.common import (
     Stored,
     command,
     command_line,
+    find_given,
     run_folder,
     training_side,
 )
@@ -35,7 +36,10 @@ from milnet.errors import ArtifactError, MilnetError, UsageError
 def train(
     context: Context,
     data: Annotated[
-        Path | None, typer.Argument(help="DATA folder; or --dataset and --dataroot.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="DATA folder or `bundled`; or --dataset and --dataroot.", show_default=False, callback=find_given
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command
+from milnet.cli.showing import ModelName, Stars, interval, introduction, read_stars, show_scores, star_signs
 from milnet.version import __version__
 
 if TYPE_CHECKING:
-    from milnet.scoring import Score
+    pass
 
 
 @command("score")
 def score(
     context: Context,
     photos: Annotated[list[str], typer.Argument(help="Photos, folders, patterns.", show_default=False)],
-    model: Annotated[Path, typer.Option(help="MODEL folder.", show_default=False)],
+    model: ModelName = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="scores.csv, .jsonl or .parquet.", show_default=False)
     ] = None,
@@ -34,26 +35,30 @@ def score(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
     ] = None,
+    stars: Stars = None,
 ) -> Mapping[str, Any]:
     """Score photos. Bad ones are listed and the rest is scored; with -o, a stopped run goes on where it was."""
-    from milnet.doubt import UNLIKE
     from milnet.images import MAX_PIXELS
     from milnet.library import find_photos
     from milnet.outputs import check_output, check_suffix, errors_path, write_failures, write_scores
-    from milnet.scoring import Journal, Scorer, score_files
+    from milnet.scoring import STARS, Journal, Scorer, score_files
+    from milnet.shipped import best_model
 
     if output is not None:
         check_suffix(output)
     files = find_photos(photos)
+    name = model or best_model()
     scorer = Scorer.load(
-        model,
+        name,
         weights=weights,
         device=context.compute_device(),
         offline=context.offline,
         batch=batch,
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
+        stars=STARS if stars is None else read_stars(stars),
     )
+    context.say(introduction(name, scorer))
     if output is not None:
         check_output(output, scorer.model.values.tolist())
     journal = None if output is None else Journal(output.with_name(output.name + ".journal"), scorer.digest)
@@ -73,25 +78,7 @@ def score(
         else:
             errors_path(output).unlink(missing_ok=True)  # left by an earlier run
         journal.close(remove=True)
-    fitted = scorer.model
-    context.say(
-        f"{fitted.recipe.name} of {model}, on {fitted.table_name} ({len(fitted.pool):,} rated photos), "
-        f"scores {fitted.values[0]:g} to {fitted.values[-1]:g}"
-    )
-    context.table(
-        ["photo", "score", "90 % interval", "spread", "percentile", "unlike"],
-        [
-            [
-                s.photo,
-                f"{s.score:.2f}",
-                _interval(s),
-                f"{s.spread:.2f}",
-                "" if s.percentile is None else f"{s.percentile:.0f}",
-                "" if s.unlike is None else f"{s.unlike:.2f}" + ("!" if s.unlike > UNLIKE else ""),
-            ]
-            for s in sorted(scores, key=lambda s: -s.score)[: 20 if output else len(scores)]
-        ],
-    )
+    show_scores(context, scorer, scores, 20 if output else len(scores))
     if output and len(scores) > 20:
         context.say(f"... and {len(scores) - 20:,} more in {output}")
     context.say(f"{len(scores):,} photos, {seconds:.1f} s" + (f", {output}" if output else ""))
@@ -99,6 +86,7 @@ def score(
         context.warn(f"not scored: {failure.photo}: {failure.reason}")
     context.failed = bool(failures)
     return {
+        "model": str(name),
         "scores": [s.row() for s in scores],
         "failures": [failure.__dict__ for failure in failures],
         "seconds": seconds,
@@ -109,18 +97,28 @@ def score(
 def explain(
     context: Context,
     photos: Annotated[list[str], typer.Argument(help="Photos, folders, patterns.", show_default=False)],
-    model: Annotated[Path, typer.Option(help="MODEL folder.", show_default=False)],
+    model: ModelName = None,
     weights: Annotated[
         str | None, typer.Option(help="Where the backbone's weights are now.", show_default="as at training")
     ] = None,
+    stars: Stars = None,
 ) -> Mapping[str, Any]:
     """Say which rated photos moved the score of a photo, by how much, and how far the score can be trusted."""
     from milnet.doubt import UNLIKE
     from milnet.library import find_photos
-    from milnet.scoring import Scorer, score_files
+    from milnet.scoring import STARS, Scorer, score_files
+    from milnet.shipped import best_model
 
     files = find_photos(photos)
-    scorer = Scorer.load(model, weights=weights, device=context.compute_device(), offline=context.offline)
+    name = model or best_model()
+    scorer = Scorer.load(
+        name,
+        weights=weights,
+        device=context.compute_device(),
+        offline=context.offline,
+        stars=STARS if stars is None else read_stars(stars),
+    )
+    context.say(introduction(name, scorer))
     with context.progress() as progress:
         scores, failures = score_files(scorer, files, progress=progress)
     fitted = scorer.model
@@ -128,11 +126,14 @@ def explain(
     for s in scores:
         context.say(f"{s.photo}: {s.score:.2f} on a scale of {s.values[0]:g} to {s.values[-1]:g}")
         if s.low is not None:
-            context.say(f"  90 % interval for the mean vote of a large panel: {_interval(s)}")
+            context.say(f"  90 % interval for the mean vote of a large panel: {interval(s)}")
         votes = _bars(s.distribution)
         context.say(f"  predicted votes {votes}, spread {s.spread:.2f}")
         if s.percentile is not None:
-            context.say(f"  scores higher than {s.percentile:.0f} % of the pool's {len(fitted.pool):,} photos")
+            context.say(
+                f"  scores higher than {s.percentile:.0f} % of the pool's {len(fitted.pool):,} photos: "
+                f"{star_signs(s.stars, len(scorer.stars) + 1)}"
+            )
         if s.unlike is not None:
             context.say(
                 f"  unlike {s.unlike:.2f}: {s.unlike:.0%} of the pool's photos have a nearer neighbour than this photo"
@@ -156,15 +157,11 @@ def explain(
         context.warn(f"not scored: {failure.photo}: {failure.reason}")
     context.failed = bool(failures)
     return {
-        "model": str(model),
+        "model": str(name),
         "digest": scorer.digest,
         "scores": [{**s.row(), "references": [r.__dict__ for r in s.references]} for s in scores],
         "failures": [failure.__dict__ for failure in failures],
     }
-
-
-def _interval(score: Score) -> str:
-    return "" if score.low is None else f"{score.low:.2f} to {score.high:.2f}"
 
 
 def _bars(votes: Sequence[float]) -> str:

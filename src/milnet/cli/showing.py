@@ -1,0 +1,77 @@
+"""Scores as people read them: which model, stars, percentile, interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from milnet.cli.common import Context
+from milnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from milnet.scoring import Score, Scorer
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="MODEL folder, or a shipped model: pocket | standard.", show_default="standard if its weights were added"
+    ),
+]
+Stars = Annotated[
+    str | None,
+    typer.Option(help="Percentiles in the pool from which a photo has 2, 3, ... stars.", show_default="10,35,65,90"),
+]
+
+
+def read_stars(text: str) -> list[float]:
+    """The percentiles that --stars names."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--stars {text}: expected percentiles with commas, for example 10,35,65,90") from None
+
+
+def star_signs(stars: int | None, of: int) -> str:
+    """Stars as signs, or nothing where the model cannot tell."""
+    return "" if stars is None else "\u2605" * stars + "\u2606" * (of - stars)
+
+
+def introduction(name: str, scorer: Scorer) -> str:
+    """The first line: which model scores, how good it is on photos it has not seen, how to get a better one."""
+    from milnet.shipped import BETTER
+
+    fitted = scorer.model
+    quality = fitted.doubt.srcc
+    return (
+        f"{name}: {fitted.recipe.name} on {len(fitted.pool):,} rated photos of {fitted.table_name}, "
+        + ("not cross-validated" if quality is None else f"cross-validated SRCC {quality:.2f}")
+        + f"; scores {fitted.values[0]:g} to {fitted.values[-1]:g}"
+        + (f". A better model: `{BETTER}`" if name == "pocket" else "")
+    )
+
+
+def show_scores(context: Context, scorer: Scorer, scores: Sequence[Score], limit: int) -> None:
+    """A table of the best `limit` scores."""
+    from milnet.doubt import UNLIKE
+
+    context.table(
+        ["photo", "score", "stars", "percentile", "90 % interval", "spread", "unlike"],
+        [
+            [
+                s.photo,
+                f"{s.score:.2f}",
+                star_signs(s.stars, len(scorer.stars) + 1),
+                "" if s.percentile is None else f"{s.percentile:.0f}",
+                interval(s),
+                f"{s.spread:.2f}",
+                "" if s.unlike is None else f"{s.unlike:.2f}" + ("!" if s.unlike > UNLIKE else ""),
+            ]
+            for s in sorted(scores, key=lambda s: -s.score)[:limit]
+        ],
+    )
+
+
+def interval(score: Score) -> str:
+    return "" if score.low is None else f"{score.low:.2f} to {score.high:.2f}"
