@@ -102,9 +102,8 @@ def write_report(
         values=[f"{value:g}" for value in model.values],
         pool_size=len(model.pool),
         table=model.table_name,
-        consults=model.uses_references,
         stars=[(f"{limit:g}", count) for count, limit in enumerate(scorer.stars, 2)],
-        unlike=f"{UNLIKE:.2f}".lstrip("0"),
+        unlike=_share(UNLIKE),
         coverage=f"{COVERAGE:.0%}".replace("%", " %"),
         outside=sum(_outside(score) for score in ordered),
         figures=[_table(one) for one in figures],
@@ -206,14 +205,19 @@ def _cards(
             "star_signs": "" if score.stars is None else "\u2605" * score.stars + "\u2606" * (most - score.stars),
             "most_stars": most,
             "percentile": None if score.percentile is None else f"{score.percentile:.0f}",
-            "folder_percentile": None if score.folder_percentile is None else f"{score.folder_percentile:.0f}",
             "interval": None if score.low is None else (f"{score.low:.2f}", f"{score.high:.2f}"),
             "spread": f"{score.spread:.2f}",
             "chart": _chart(score),
             "outside": _outside(score),
-            "unlike": None if score.unlike is None else f"{100 * score.unlike:.1f}".removesuffix(".0"),
+            "unlike": None if score.unlike is None else _share(score.unlike),
             **_parts(score, scorer, pool),
         }
+
+
+def _share(x: float) -> str:
+    """Two digits, more where they decide on which side of UNLIKE it is."""
+    digits = next(n for n in (2, 3, 4, 17) if (round(x, n) > UNLIKE) == (x > UNLIKE))
+    return f"{x:.{digits}f}"
 
 
 def _outside(score: Score) -> bool:
