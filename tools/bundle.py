@@ -23,7 +23,7 @@ from milnet.places import BUNDLED
 # Input sizes, `--draft` or not: docs/experiments.md says how they were chosen.
 FEATURES = {
     "pocket": ("pocket", "pocket", "160,224"),
-    "standard": ("mobilenetv2_100", "timm/mobilenetv2_100", "224,320,448"),
+    "standard": ("mobilenetv2_100", "timm/mobilenetv2_100", "224,320,448,576,704"),
 }
 _DROPPED = ("command", "image_root", "date")  # notes about the machine on which it was made
 

@@ -10,6 +10,7 @@ pool/  ids.txt  pixels.txt  groups.txt  votes.npy [P, S]  semantic.npy [P, Ds]  
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -119,6 +120,10 @@ def finish_model(
     notes: Mapping[str, Any],
 ) -> Manifest:
     """Write the manifest over all files of a model folder that is being built."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in building.rglob("*.safetensors"):  # written for their owner alone; ours are ordinary files
+        path.chmod(0o666 & ~umask)
     paths = sorted(path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
     # JSON and back: what is digested is what a reader will find
     manifest = Manifest(

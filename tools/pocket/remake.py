@@ -36,7 +36,7 @@ def main() -> None:
     ):
         subprocess.run([sys.executable, str(HERE / script[0]), *script[1:]], check=True)
     BUNDLED.mkdir(exist_ok=True)
-    shutil.copy(run / "pocket.safetensors", BUNDLED)
+    shutil.copyfile(run / "pocket.safetensors", BUNDLED / "pocket.safetensors")
     shutil.copy(run / "log.csv", HERE)
 
 
