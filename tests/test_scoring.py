@@ -195,7 +195,8 @@ def test_loading_says_what_is_wrong(place: Path, tmp_path: Path) -> None:
 
 def example(score: float, photo: str = "a.jpg", percentile: float | None = None) -> Score:
     return Score(
-        photo, score, None, None, 1.0, percentile, None, None, None, (0.5, 0.5), 1.5, score - 1.5, (), 0.0, (1.0, 2.0), "m"
+        photo, score, None, None, 1.0, percentile, None, None, None, (0.5, 0.5), 1.5, score - 1.5, (), 0.0, (1.0, 2.0),
+        "m",
     )  # fmt: skip
 
 

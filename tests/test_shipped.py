@@ -1,0 +1,195 @@
+"""What is shipped: whole, small, without pixels or paths, and found by its names; which model is the default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import milnet.places
+from made import needs_timm
+from milnet.annotations import load_table
+from milnet.artifacts import read_manifest, verify_files
+from milnet.checkpoints import load_model, save_model
+from milnet.cli import app
+from milnet.errors import ArtifactError
+from milnet.features import Features
+from milnet.images import SUFFIXES
+from milnet.places import BUNDLED, MODELS, bundled, find_data, find_model
+from milnet.scoring import Scorer
+from milnet.shipped import best_model
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with nothing in it."""
+    monkeypatch.setenv("MILNET_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A made picture: sky, sun and sea."""
+    y, x = np.mgrid[0:240, 0:320]
+    sky = np.stack([120 + y / 4, 160 + y / 6, 235 - y / 8], -1)
+    sky[(x - 230) ** 2 + (y - 60) ** 2 < 900] = (255, 240, 180)
+    sky[150:] = np.stack([20 + y / 9, 80 + y / 7, 130 + y / 8], -1)[150:]
+    Image.fromarray(sky.astype(np.uint8)).save(tmp_path / "sea.png")
+    return tmp_path / "sea.png"
+
+
+def test_no_more_than_16_megabytes() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) < 16e6
+
+
+def test_no_pixels_and_no_paths() -> None:
+    files = [path for path in BUNDLED.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix.lower() in SUFFIXES]
+    for path in files:
+        if path.suffix in (".json", ".txt", ".csv"):
+            text = path.read_text(encoding="utf-8")
+            assert not any(place in text for place in ('"/', ":\\\\", "home/", "tmp/")), path
+
+
+def test_notice() -> None:
+    text = " ".join(bundled("NOTICE").read_text(encoding="utf-8").split())
+    for words in (
+        "Kurdi",
+        "Brielmann",
+        "No licence text was found",
+        "NOT covered by the Apache License",
+        "may be removed",
+    ):
+        assert words in text
+
+
+def test_whole() -> None:
+    """Every file is as its manifest says, those that a model shares with the pool too."""
+    for folder in (find_data("bundled"), *map(find_model, MODELS)):
+        verify_files(folder, read_manifest(folder))
+    table, _ = load_table(find_data("bundled"))
+    assert len(table) == 677
+    assert table.groups == ("theme",)
+    assert {"fold_random", "fold_theme", "theme"} <= table.columns.keys()
+    for name in ("pocket", "mobilenetv2_100"):
+        features = Features(find_data("bundled") / "features" / name, table)
+        verify_files(features.folder, features.manifest)
+        assert features.values.dtype == np.float16
+        assert features.readable.all()
+
+
+def test_the_votes_are_the_published_ones(test_data: Path) -> None:
+    import polars
+
+    frame = polars.read_csv(test_data / "data" / "oasis" / "votes.csv")
+    table, _ = load_table(find_data("bundled"))
+    rows = {name: row for row, name in enumerate(frame["image"])}
+    order = [
+        rows[id_] if id_ in rows else rows[Path(image).name] for id_, image in zip(table.ids, table.images, strict=True)
+    ]
+    votes = frame.select([f"v{i}" for i in range(1, 8)]).to_numpy()[order]
+    np.testing.assert_array_equal(table.votes, votes)
+    assert [frame["theme"][row] for row in order] == list(table.column("theme"))
+
+
+@pytest.mark.parametrize(("name", "least"), [("pocket", 0.58), ("standard", 0.80)])
+def test_models(name: str, least: float) -> None:
+    model, _ = load_model(find_model(name))
+    table, _ = load_table(find_data("bundled"))
+    assert model.pool.ids == table.ids
+    np.testing.assert_allclose(model.pool.distributions, table.distributions, atol=1e-12)
+    assert model.doubt.srcc is not None
+    assert model.doubt.srcc > least
+    features = Features(find_data("bundled") / "features" / {"pocket": "pocket"}.get(name, "mobilenetv2_100"), table)
+    np.testing.assert_array_equal(model.pool.nodes, features.values)
+    first, end = features.span("last")
+    np.testing.assert_array_equal(model.pool.semantic, features.values[:, first:end])
+    assert model.features["nodes"]["extraction"] == features.manifest.config
+
+
+def test_a_shipped_model_can_be_saved_anew(tmp_path: Path) -> None:
+    """A copy carries what the shipped one borrows, and is the same model."""
+    model, manifest = load_model(find_model("pocket"))
+    saved = save_model(model, tmp_path / "copy")
+    assert saved.digest == manifest.digest
+    assert (tmp_path / "copy" / "pool" / "nodes.npy").is_file()
+    assert "borrowed" not in read_manifest(tmp_path / "copy").notes
+
+
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_data("bundled") == BUNDLED / "pool"
+    assert find_data("other") == Path("other")
+    assert find_model("pocket") == BUNDLED / "pocket"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pocket").mkdir()
+    (tmp_path / "bundled").mkdir()
+    assert find_model("pocket") == Path("pocket")  # a folder of that name is what the user means
+    assert find_data("bundled") == Path("bundled")
+
+
+def test_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milnet.places, "BUNDLED", tmp_path)
+    with pytest.raises(ArtifactError, match="bundled data were removed"):
+        Scorer.load("pocket")
+    done = CliRunner().invoke(app, ["info", str(BUNDLED / "pool")])
+    assert done.exit_code == 0
+
+
+def test_score(photo: Path) -> None:
+    """With nothing added, `pocket`: the first line says so, and how to get the better one."""
+    assert best_model() == "pocket"
+    done = CliRunner().invoke(app, ["score", str(photo)])
+    assert done.exit_code == 0, done.output
+    first = done.stdout.splitlines()[0]
+    srcc = load_model(find_model("pocket"))[0].doubt.srcc
+    assert first.startswith("pocket: votes on 677 rated photos of oasis")
+    assert f"cross-validated SRCC {srcc:.2f}" in first
+    assert "`milnet weights add FILE`" in first
+    found = json.loads(CliRunner().invoke(app, ["score", str(photo), "--json", "--stars", "1,2"]).stdout)
+    score = found["scores"][0]
+    assert 1 <= score["low"] <= score["score"] <= score["high"] <= 7
+    assert score["stars"] == 1 + (score["percentile"] >= 1) + (score["percentile"] >= 2)
+    assert abs(score["base"] + score["own"] + score["rest"] + sum(
+        reference["influence"] for reference in json.loads(score["references"])
+    ) - score["score"]) < 1e-4  # fmt: skip
+    for wrong in ("5,a", "60,40", ""):
+        assert CliRunner().invoke(app, ["score", str(photo), "--stars", wrong]).exit_code == 2
+    explained = CliRunner().invoke(app, ["explain", str(photo)]).stdout
+    assert explained.splitlines()[0] == first
+    assert "★" in explained
+
+
+def test_in_python(photo: Path) -> None:
+    scorer = Scorer.load("pocket", stars=(50,))
+    (score,) = scorer.score([photo])
+    assert score.stars in (1, 2)
+    assert score.percentile is not None
+    assert score.stars == 1 + (score.percentile >= 50)
+
+
+@needs_timm
+def test_standard_is_the_default_once_its_weights_are_there(photo: Path, test_data: Path) -> None:
+    weights = str(test_data / "weights" / "mobilenetv2_100.safetensors")
+    refused = CliRunner().invoke(app, ["score", str(photo), "--model", "standard"])
+    assert refused.exit_code == 2
+    assert "milnet weights add" in refused.output + str(refused.exception)
+    assert CliRunner().invoke(app, ["weights", "add", weights]).exit_code == 0
+    assert best_model() == "standard"
+    done = CliRunner().invoke(app, ["score", str(photo)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("standard: votes on 677 rated photos of oasis")
+    assert "better model" not in done.stdout.splitlines()[0]
+
+
+def test_crossvalidating_what_is_shipped() -> None:
+    """The shipped pool is a data set by its name."""
+    done = CliRunner().invoke(
+        app, ["crossvalidate", "bundled", "--nodes", "pocket", "--semantic", "pocket", "--folds", "fold_random",
+              "--seeds", "1", "--recipe", "single", "--set", "epochs=2", "--json"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["photos"] == 677
