@@ -87,7 +87,7 @@ def test_the_votes_are_the_published_ones(test_data: Path) -> None:
 
     frame = polars.read_csv(test_data / "data" / "oasis" / "votes.csv")
     table, _ = load_table(find_data("bundled"))
-    rows = {name: row for row, name in enumerate(frame["image"])}
+    rows = {Path(name).stem: row for row, name in enumerate(frame["image"])}
     order = [
         rows[id_] if id_ in rows else rows[Path(image).name] for id_, image in zip(table.ids, table.images, strict=True)
     ]
