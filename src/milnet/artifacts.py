@@ -160,7 +160,7 @@ class Manifest:
 
     def place(self, folder: Path, name: str) -> Path:
         """Where a file of `folder` lies: in it, or where the note `borrowed` says that the same file is already."""
-        return folder / self.notes.get("borrowed", {}).get(name, name)
+        return folder / str(self.notes.get("borrowed", {}).get(name, name))
 
     @property
     def digest(self) -> str:

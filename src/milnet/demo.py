@@ -85,7 +85,7 @@ def run(
     best: str,
     model: Path,
     *,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     workers: int | None = None,
     told: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Measured], list[Cell]]:
@@ -94,7 +94,7 @@ def run(
     `usable`: the features that photos can be turned into here; `best`: the best ones of `data`. Random folds come
     first, then the training; theme folds as far as `seconds` reach. `told` gets a line after each step.
     """
-    began = time.monotonic()
+    began, seconds = time.monotonic(), SECONDS if seconds is None else seconds
     wanted = cells(usable, best)
     first, rest = [c for c in wanted if c.kind == "random"], [c for c in wanted if c.kind != "random"]
     count = workers or min(os.cpu_count() or 1, 4)

@@ -7,6 +7,7 @@ long side is 160 pixels gives maps as the teacher gives them at 320.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def fold(trained: PocketNetwork, widths: Sequence[int], depths: Sequence[int]) -
         (m for m in folded.modules() if isinstance(m, Convolution)),
         strict=True,
     ):
-        norm = learned[1]
+        norm: Any = learned[1]
         scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
         plain[0].weight.data = learned[0].weight.data * scale[:, None, None, None]
         plain[0].bias.data = (norm.bias - norm.running_mean * scale).detach().clone()
