@@ -29,13 +29,11 @@ COMMAND = str(Path(sys.executable).with_name("milnet"))
 def timed(arguments: list[str]) -> tuple[float, float]:
     """Seconds and the largest resident memory in MB of a command that must succeed."""
     began = time.perf_counter()
-    process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     if status:
-        raise SystemExit(
-            f"milnet {' '.join(arguments)}: {process.stderr.read().decode() if process.stderr else status}"
-        )
+        raise SystemExit(f"milnet {' '.join(arguments)} ended with {status}: run it by itself to see why")
     return seconds, usage.ru_maxrss / 1024
 
 
@@ -69,7 +67,8 @@ def main() -> None:
                     took = timed(["score", str(target), "--model", model, *extra, "-o", output])
                     found.setdefault((model, target.name), []).append(took)
     for (model, kind), times in found.items():
-        count, what = (options.photos, "500x400") if kind == "small" else (options.large, "12-megapixel JPEG")
+        wanted, what = (options.photos, "500x400") if kind == "small" else (options.large, "12-megapixel JPEG")
+        count = min(wanted, len(files))
         most = max(memory for _, memory in times)
         rates = sorted(count / seconds for seconds, _ in times)
         print(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from milnet import places
 from milnet.annotations import load_table, save_table
-from milnet.cli import app
 from milnet.demo import Cell, cells, measure
 from milnet.places import find_data
+from test_cli import milnet
 
 # Any connection but to this machine's own pipes ends the process that tries it.
 REFUSE = """
@@ -87,19 +89,51 @@ def test_the_whole(tmp_path: Path) -> None:
 
 
 def test_wrong_output(tmp_path: Path) -> None:
-    for name in ("report.txt", "none/report.html"):
-        done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / name)])
-        assert done.exit_code == 2, name
-    missing = CliRunner().invoke(app, ["demo", str(tmp_path / "none.jpg"), "-o", str(tmp_path / "r.html")])
-    assert missing.exit_code == 2
-    assert "no such file" in str(missing.output) + str(missing.stderr)
+    """Refused before anything is measured."""
+    (tmp_path / "mine.html").write_text("<p>my page</p>")
+    for name, words in (
+        ("report.txt", "expected a file name ending in .html"),
+        ("none/report.html", "in a folder that exists"),
+        ("mine.html", "is no report of milnet"),
+    ):
+        assert words in milnet("demo", "-o", tmp_path / name, code=2).stderr
+    good = ("-o", str(tmp_path / "r.html"))
+    assert "no such file" in milnet("demo", tmp_path / "none.jpg", *good, code=2).stderr
+    assert "expected ascending percentiles" in milnet("demo", "--stars", "60,40", *good, code=2).stderr
 
 
-@pytest.mark.parametrize("removed", ["pool", "pocket"])
-def test_removed(removed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped(tmp_path: Path) -> None:
+    """An interrupt ends the processes too, and leaves nothing behind."""
+    command = [sys.executable, "-m", "milnet", "demo", "-o", str(tmp_path / "r.html")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("needs /proc")
+    until = time.monotonic() + 60
+    while len(children.read_text().split()) < 2 and time.monotonic() < until:
+        time.sleep(0.2)
+    born = children.read_text().split()
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    time.sleep(1)
+    assert not [pid for pid in born if "milnet" in command_of(pid) or "spawn_main" in command_of(pid)]
+    assert not list(tmp_path.glob("milnet-demo-*"))
+
+
+def command_of(pid: str) -> str:
+    """The command line of a process, "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the bundled data the demo says what is missing."""
-    import milnet.places
-
-    monkeypatch.setattr(milnet.places, "BUNDLED", tmp_path)
-    done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / "r.html")])
-    assert done.exit_code == 2
+    monkeypatch.setattr(places, "BUNDLED", tmp_path)
+    assert "its bundled data were removed" in milnet("demo", "-o", tmp_path / "r.html", code=2).stderr

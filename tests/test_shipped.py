@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+import made
 import milnet.places
 from made import needs_timm
 from milnet.annotations import load_table
 from milnet.artifacts import read_manifest, verify_files
 from milnet.checkpoints import load_model, save_model
-from milnet.cli import app
 from milnet.errors import ArtifactError
 from milnet.features import Features
 from milnet.images import SUFFIXES
-from milnet.places import BUNDLED, MODELS, bundled, find_data, find_model
+from milnet.places import BUNDLED, MODELS, bundled, find_data, find_model, looks_folder
+from milnet.recipe import RECIPES
+from milnet.recipes import fit
 from milnet.scoring import Scorer
 from milnet.shipped import best_model
+from milnet.splits import Split
+from test_cli import milnet as run
 
 
 @pytest.fixture(autouse=True)
@@ -132,24 +136,56 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(milnet.places, "BUNDLED", tmp_path)
-    with pytest.raises(ArtifactError, match="bundled data were removed"):
+    """Without the bundled folder its names say so, and one's own data and models work as before."""
+    monkeypatch.setattr(milnet.places, "BUNDLED", tmp_path / "nothing")
+    with pytest.raises(ArtifactError, match="its bundled data were removed"):
         Scorer.load("pocket")
-    done = CliRunner().invoke(app, ["info", str(BUNDLED / "pool")])
-    assert done.exit_code == 0
+    for command in (("score", "--model", "pocket", tmp_path), ("crossvalidate", "bundled"), ("explain", tmp_path)):
+        Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+        assert "its bundled data were removed" in run(*command, code=2).stderr
+    table = made.table(60)
+    model = fit(RECIPES["votes"], table, made.features(table), Split(np.arange(60), np.arange(0), None), 0)
+    save_model(model, tmp_path / "model")
+    assert "model, format" in run("info", tmp_path / "model").stdout
+    assert load_model(tmp_path / "model")[0].pool.ids == table.ids
+
+
+def test_nothing_is_written_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """A look at the shipped pool is noted with the user, whatever way its path goes."""
+    (tmp_path / "link").symlink_to(BUNDLED / "pool")
+    monkeypatch.chdir(BUNDLED)
+    for way in (BUNDLED / "pool", Path("pool"), tmp_path / "link"):
+        assert looks_folder(way) == home
+    assert looks_folder(tmp_path) == tmp_path
+
+
+def test_a_grown_shipped_model_stands_alone(tmp_path: Path) -> None:
+    """`pool add pocket` makes a folder that needs nothing beside it."""
+    done = run(
+        "pool", "add", "pocket", "bundled", "--nodes", "pocket", "--semantic", "pocket", "-o", tmp_path / "larger"
+    )
+    assert "no new photo" in done.stdout
+    shutil.move(tmp_path / "larger", tmp_path / "elsewhere")
+    assert load_model(tmp_path / "elsewhere")[1].digest == read_manifest(find_model("pocket")).digest
+
+
+def test_borrowing_is_for_what_is_shipped(tmp_path: Path) -> None:
+    """A folder from elsewhere cannot send milnet to other places."""
+    shutil.copytree(find_model("pocket"), tmp_path / "copy")
+    with pytest.raises(ArtifactError, match=r"nodes.npy is missing"):
+        load_model(tmp_path / "copy")
 
 
 def test_score(photo: Path) -> None:
     """With nothing added, `pocket`: the first line says so, and how to get the better one."""
-    assert best_model() == "pocket"
-    done = CliRunner().invoke(app, ["score", str(photo)])
-    assert done.exit_code == 0, done.output
+    assert best_model(pytest.fail) == "pocket"
+    done = run("score", photo)
     first = done.stdout.splitlines()[0]
     srcc = load_model(find_model("pocket"))[0].doubt.srcc
     assert first.startswith("pocket: votes on 677 rated photos of oasis")
     assert f"cross-validated SRCC {srcc:.2f}" in first
     assert "`milnet weights add FILE`" in first
-    found = json.loads(CliRunner().invoke(app, ["score", str(photo), "--json", "--stars", "1,2"]).stdout)
+    found = json.loads(run("score", photo, "--json", "--stars", "1,2").stdout)
     score = found["scores"][0]
     assert 1 <= score["low"] <= score["score"] <= score["high"] <= 7
     assert score["stars"] == 1 + (score["percentile"] >= 1) + (score["percentile"] >= 2)
@@ -157,8 +193,8 @@ def test_score(photo: Path) -> None:
         reference["influence"] for reference in json.loads(score["references"])
     ) - score["score"]) < 1e-4  # fmt: skip
     for wrong in ("5,a", "60,40", ""):
-        assert CliRunner().invoke(app, ["score", str(photo), "--stars", wrong]).exit_code == 2
-    explained = CliRunner().invoke(app, ["explain", str(photo)]).stdout
+        assert "expected" in run("score", photo, "--stars", wrong, code=2).stderr
+    explained = run("explain", photo).stdout
     assert explained.splitlines()[0] == first
     assert "★" in explained
 
@@ -172,24 +208,47 @@ def test_in_python(photo: Path) -> None:
 
 
 @needs_timm
-def test_standard_is_the_default_once_its_weights_are_there(photo: Path, test_data: Path) -> None:
-    weights = str(test_data / "weights" / "mobilenetv2_100.safetensors")
-    refused = CliRunner().invoke(app, ["score", str(photo), "--model", "standard"])
-    assert refused.exit_code == 2
-    assert "milnet weights add" in refused.output + str(refused.exception)
-    assert CliRunner().invoke(app, ["weights", "add", weights]).exit_code == 0
-    assert best_model() == "standard"
-    done = CliRunner().invoke(app, ["score", str(photo)])
-    assert done.exit_code == 0, done.output
+def test_standard_is_the_default_once_its_weights_are_there(photo: Path, test_data: Path, home: Path) -> None:
+    weights = test_data / "weights" / "mobilenetv2_100.safetensors"
+    assert "milnet weights add" in run("score", photo, "--model", "standard", code=2).stderr
+    run("weights", "add", weights)
+    assert best_model(pytest.fail) == "standard"
+    done = run("score", photo)
     assert done.stdout.startswith("standard: votes on 677 rated photos of oasis")
     assert "better model" not in done.stdout.splitlines()[0]
+    (home / "weights" / "standard.json").unlink()  # half of it is lost: said, and pocket goes on
+    again = run("score", photo)
+    assert again.stdout.startswith("pocket: ")
+    assert "the model standard cannot be used" in again.stderr
 
 
 def test_crossvalidating_what_is_shipped() -> None:
     """The shipped pool is a data set by its name."""
-    done = CliRunner().invoke(
-        app, ["crossvalidate", "bundled", "--nodes", "pocket", "--semantic", "pocket", "--folds", "fold_random",
-              "--seeds", "1", "--recipe", "single", "--set", "epochs=2", "--json"],
+    done = run(
+        "crossvalidate", "bundled", "--nodes", "pocket", "--semantic", "pocket", "--folds", "fold_random",
+        "--seeds", "1", "--recipe", "single", "--set", "epochs=2", "--json",
     )  # fmt: skip
-    assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["photos"] == 677
+    assert run("info", "bundled", "--verify").stdout
+
+
+def test_a_folder_that_happens_to_lie_here_is_not_the_default(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pocket").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run("score", photo).stdout.startswith("pocket: votes on 677")
+
+
+def test_no_home(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whom the system does not know can score all the same."""
+    monkeypatch.delenv("MILNET_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    done = run("score", photo)
+    assert done.stdout.startswith("pocket: ")
+    assert "set MILNET_HOME" in done.stderr

@@ -79,18 +79,16 @@ def main() -> None:
         target = BUNDLED / model
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(args.work / model, target)
-        shared = {}
-        for file in ("pool/nodes.npy",):
-            if (target / file).read_bytes() != (kept[name] / "features.npy").read_bytes():
-                raise SystemExit(f"{target / file} is not the same file as the pool's features")
-            (target / file).unlink()
-            shared[file] = f"../pool/features/{name}/features.npy"
+        nodes = target / "pool" / "nodes.npy"
+        if nodes.read_bytes() != (kept[name] / "features.npy").read_bytes():
+            raise SystemExit(f"{nodes} is not the same file as the pool's features")
+        nodes.unlink()
         parts = read_manifest(target).notes["features"]
         weights = "cached" if model == "pocket" else "standard"
         notes(
             target,
             {
-                "borrowed": shared,
+                "borrowed": {"pool/nodes.npy": f"../pool/features/{name}/features.npy"},
                 "command": None,
                 "features": {role: {**part, "weights": weights} for role, part in parts.items()},
             },

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,9 +49,9 @@ def match_photos(pool: RatedPool, folder: Path, progress: Progress | None = None
     """Look for the photos of `pool` in `folder` and below; hidden files and links to folders are left out.
 
     A file's name fits when its stem, its name, or its path below `folder` without the suffix is the photo's id (of an
-    id TABLE:ID, as photos of another table have it, also ID). Where none fits to the letter, capitals do not matter.
-    Only files whose name fits are decoded, in full; so photos whose features were made with `--draft` from large JPEGs
-    have a digest of reduced pixels, and count as `other`. Raises UsageError when `folder` is no folder.
+    id TABLE:ID, as photos of another table have it, also ID). Where none fits to the letter, capitals, blanks and `_`
+    do not matter. Only files whose name fits are decoded, in full; so photos whose features were made with `--draft`
+    from large JPEGs have a digest of reduced pixels, and count as `other`. Raises UsageError when `folder` is no folder.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder with photos; there is {'a file' if folder.exists() else 'none'}")
@@ -102,8 +103,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _loose(name: str) -> str:
-    """A name without its case; and an accent is one whether the file system stores it apart from its letter or not."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """A name without case, blanks and `_`; an accent is one whether it is stored apart from its letter or not."""
+    return re.sub(r"[\s_]+", "", unicodedata.normalize("NFC", name).casefold())
 
 
 def _look(paths: list[Path], digest: str) -> Path | Literal["other", "missing", "unreadable"]:
@@ -145,7 +146,7 @@ def known_photos() -> dict[str, Path]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(data, dict) or not all(isinstance(place, str) for place in data.values()):
         raise _damaged(path, "expected digests and paths")
@@ -154,7 +155,7 @@ def known_photos() -> dict[str, Path]:
 
 def _damaged(path: Path, why: str) -> ArtifactError:
     return ArtifactError(
-        f"{path}, which says where a pool's photos lie, is damaged ({why}): "
+        f"{path}, which says where a pool's photos lie, cannot be read ({why}): "
         f"remove it and run `milnet pool images` again"
     )
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milnet.errors import ArtifactError, UsageError
+from milnet.places import is_bundled
 from milnet.version import __version__
 
 MANIFEST = "manifest.json"
@@ -69,6 +70,13 @@ def digest_array(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
+def make_ordinary(path: Path) -> None:
+    """Give a file or folder that was made for its owner alone the permissions that others have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success flush it to disk and rename it onto `path`, else remove it."""
@@ -80,9 +88,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; ours are ordinary ones
+        make_ordinary(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -159,8 +165,9 @@ class Manifest:
     milnet: str = __version__
 
     def place(self, folder: Path, name: str) -> Path:
-        """Where a file of `folder` lies: in it, or where the note `borrowed` says that the same file is already."""
-        return folder / str(self.notes.get("borrowed", {}).get(name, name))
+        """Where a file of `folder` lies: in it; of what is shipped, where the note `borrowed` says that it is."""
+        borrowed = self.notes.get("borrowed") if is_bundled(folder) else None
+        return folder / str(borrowed.get(name, name) if isinstance(borrowed, Mapping) else name)
 
     @property
     def digest(self) -> str:
@@ -243,9 +250,7 @@ def new_folder(target: Path, kind: str, *, overwrite: bool = False, keep: Sequen
     building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         yield building
-        umask = os.umask(0)
-        os.umask(umask)
-        building.chmod(0o777 & ~umask)
+        make_ordinary(building)
         put_in_place(building, target, keep)
     finally:
         shutil.rmtree(building, ignore_errors=True)

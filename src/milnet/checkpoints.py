@@ -10,7 +10,6 @@ pool/  ids.txt  pixels.txt  groups.txt  votes.npy [P, S]  semantic.npy [P, Ds]  
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from milnet.artifacts import (
     Manifest,
     atomic_path,
     digest_file,
+    make_ordinary,
     new_folder,
     read_array,
     read_json,
@@ -81,7 +81,7 @@ def save_model(
             inputs=model.inputs,
             counts={"pool": len(model.pool), "parameters": sum(p.numel() for p in model.network.parameters())},
             notes={
-                **(notes or {}),
+                **{key: value for key, value in (notes or {}).items() if key != "borrowed"},  # it has its own now
                 "features": {role: {k: part[k] for k in _PLACES if k in part} for role, part in model.features.items()},
             },
         )
@@ -120,10 +120,8 @@ def finish_model(
     notes: Mapping[str, Any],
 ) -> Manifest:
     """Write the manifest over all files of a model folder that is being built."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in building.rglob("*.safetensors"):  # written for their owner alone; ours are ordinary files
-        path.chmod(0o666 & ~umask)
+    for path in building.rglob("*.safetensors"):
+        make_ordinary(path)
     paths = sorted(path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
     # JSON and back: what is digested is what a reader will find
     manifest = Manifest(
@@ -190,15 +188,14 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         network = make_network(recipe, _channels(config), len(config["values"]), int(config["seed"]), last)
         network.load_state_dict(weights)
         votes = read_array(folder / "pool" / "votes.npy")
-        columns = config.get("semantic_columns")
-        if "pool/nodes.npy" in manifest.files:
-            nodes = read_array(manifest.place(folder, "pool/nodes.npy"), mmap=True)
+        columns, whole = config.get("semantic_columns"), "pool/nodes.npy" in manifest.files
+        nodes = read_array(manifest.place(folder, "pool/nodes.npy"), mmap=True) if whole else None
         if columns is None:
             semantic = read_array(folder / "pool" / "semantic.npy", mmap=True)
+        elif nodes is None:
+            raise ValueError("no pool/nodes.npy to take the semantic features from")
         else:
             semantic = nodes[:, columns[0] : columns[1]]
-        if "pool/nodes.npy" not in manifest.files:
-            nodes = semantic[:, :0]
         pool = RatedPool(
             ids=read_lines(folder / "pool" / "ids.txt"),
             pixels=read_lines(folder / "pool" / "pixels.txt"),
@@ -206,7 +203,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
             distributions=votes / votes.sum(1, keepdims=True),
             totals=votes.sum(1),
             semantic=semantic,
-            nodes=nodes,
+            nodes=semantic[:, :0] if nodes is None else nodes,
             rows=np.arange(len(votes), dtype=np.int64),
             near_duplicate=config["near_duplicate"],
             alone=read_array(folder / "pool" / "alone.npy") if "pool/alone.npy" in manifest.files else None,

@@ -7,12 +7,16 @@ then the best one is trained on all of it.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as Late
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ import torch
 
 from milnet.annotations import load_table
 from milnet.checkpoints import save_model
+from milnet.errors import MilnetError
 from milnet.evaluation import crossvalidate
 from milnet.features import load_feature_set
 from milnet.recipe import RECIPES
@@ -98,7 +103,7 @@ def run(
     wanted = cells(usable, best)
     first, rest = [c for c in wanted if c.kind == "random"], [c for c in wanted if c.kind != "random"]
     count = workers or min(os.cpu_count() or 1, 4)
-    executor = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    executor = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_alone)
     measured: list[Measured] = []
     left: list[Cell] = []
     try:
@@ -117,13 +122,31 @@ def run(
             try:
                 measured.append(future.result(timeout=max(0.0, seconds - (time.monotonic() - began))))
                 told(f"{cell.recipe} on {cell.features}, five theme folds: {time.monotonic() - began:.0f} s")
-            except (Late, CancelledError):
+            except Late:
                 future.cancel()
                 left.append(cell)
+    except BrokenProcessPool as error:
+        raise MilnetError(
+            f"a process that measured was ended from outside ({error}), perhaps for want of memory: each takes about "
+            f"half a gigabyte; try --threads 1"
+        ) from error
     finally:
         _stop(executor)
     order = {cell: place for place, cell in enumerate(wanted)}
     return sorted(measured, key=lambda found: order[found.cell]), left
+
+
+def _alone() -> None:
+    """In each process: an interrupt is its parent's to answer, and it ends when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stop(executor: ProcessPoolExecutor) -> None:
@@ -132,3 +155,5 @@ def _stop(executor: ProcessPoolExecutor) -> None:
     executor.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
+    for process in processes:  # until nothing is written any more
+        process.join()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 from base64 import b64encode
 from collections import Counter
@@ -25,7 +26,7 @@ from PIL import Image
 from milnet.album import known_photos, thumbnail
 from milnet.artifacts import atomic_path
 from milnet.doubt import COVERAGE, UNLIKE
-from milnet.errors import ArtifactError
+from milnet.errors import ArtifactError, UsageError
 from milnet.features import Progress
 from milnet.scoring import Failure, Reference, Score, Scorer
 from milnet.version import __version__
@@ -41,6 +42,7 @@ _METRICS = {  # how the metrics are written, and what they say
 }
 _WIDTH, _TOP, _BASE, _BAND = 360, 20, 112, 146  # of the chart, in its own units; y grows downwards
 _SMALL = (72, 28)  # width and height of a small histogram
+_MARK = '<meta name="generator" content="milnet'  # by which a report of ours is known
 _JOINERS = "\u200c\u200d"  # they join emoji and letters, and are not printable by themselves
 _UNITS = re.compile(r"(?<=\d) (?=%)")
 
@@ -64,6 +66,18 @@ class Picture:
     address: str
     width: int
     height: int
+
+
+def check_report(path: Path) -> None:
+    """Raise UsageError, before any work is done, when no report can or must be written to `path`."""
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"-o {path}: expected a file name ending in .html, in a folder that exists")
+    if path.exists():
+        with path.open("rb") as file:
+            if _MARK.encode() not in file.read(4096):
+                raise UsageError(f"-o {path}: exists and is no report of milnet; choose another name")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"-o {path}: the folder cannot be written")
 
 
 def write_report(

@@ -2,8 +2,9 @@
 
     python tools/pocket/train.py VIEWS OUT [--samples N] [--widths ...] [--optimiser muon|adamw] [--bfloat16]
 
-Checkpoints every few minutes into OUT/checkpoint.pt and goes on from there; writes OUT/log.csv (the loss on views of
-held-out photos as it falls) and OUT/pocket.safetensors (batch norms folded, averaged weights).
+Checkpoints every few minutes into OUT/checkpoint.pt and goes on from there; another --samples then stretches or
+shortens what is left of the schedule. Writes OUT/log.csv (the loss on views of held-out photos as it falls) and
+OUT/pocket.safetensors (batch norms folded, averaged weights).
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from milnet.artifacts import atomic_path
-from milnet.pocket import DEPTHS, WIDTHS, PocketNetwork, fold
-from views import CELLS, LEVELS, SEMANTIC, from_bytes
+from milnet.pocket import DEPTHS, POCKET_CONFIG, SEMANTIC, WIDTHS, PocketNetwork, fold
+from views import CELLS, LEVELS, from_bytes
 
 LEVEL_WEIGHT, POOLED_WEIGHT = 0.3, 2.0
-IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1) * 255
-IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1) * 255
+MIRRORED = 0.25  # share of the steps that see their views mirrored
+MEAN, STD = (torch.tensor(POCKET_CONFIG[name]).view(1, 3, 1, 1) * 255 for name in ("mean", "std"))
 
 
 def normalised(views: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] -> [B, 3, H, W], channels last in memory."""
-    return (views.permute(0, 3, 1, 2).float() - IMAGENET_MEAN) / IMAGENET_STD
+    return (views.permute(0, 3, 1, 2).float() - MEAN) / STD
 
 
 class Pupil(nn.Module):
@@ -41,7 +42,7 @@ class Pupil(nn.Module):
         super().__init__()
         self.network = PocketNetwork(widths, depths, channels=SEMANTIC, norm=True)
         self.readers = nn.ModuleList(
-            nn.Conv2d(width, channels, 1) for width, (_, channels) in zip(widths[1:], LEVELS.values(), strict=True)
+            nn.Conv2d(width, channels, 1) for width, channels in zip(widths[1:], LEVELS.values(), strict=True)
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,15 +68,20 @@ class Loss:
         self.cells = (self.weights * semantic.var((0, 1))).sum()
         self.pooled = (self.weights * semantic.mean(1).var(0)).sum()
 
-    def __call__(self, found: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        """[3]: cells, pooled, levels."""
+    def __call__(self, found: tuple[Tensor, Tensor], targets: Tensor, *, mirrored: bool = False) -> Tensor:
+        """[3]: cells, pooled, levels.
+
+        The maps of a mirrored picture are not the mirrored maps: strides begin at the left, so that a fifth of the
+        variance of the last one differs. Of a mirrored view the mean over its cells alone counts, a tenth off.
+        """
         semantic, levels = found
         off = semantic - targets[..., :SEMANTIC]
+        cells = float(not mirrored)
         return torch.stack(
             [
-                (self.weights * off.square().mean((0, 1))).sum() / self.cells,
+                cells * (self.weights * off.square().mean((0, 1))).sum() / self.cells,
                 (self.weights * off.mean(1).square().mean(0)).sum() / self.pooled,
-                (levels - targets[..., SEMANTIC:]).square().mean(),
+                cells * (levels - targets[..., SEMANTIC:]).square().mean(),
             ]
         )
 
@@ -90,17 +96,20 @@ def orthogonal(g: Tensor, *, half: bool) -> Tensor:
     """The nearest orthogonal matrix, by five steps of Newton and Schulz (Jordan 2024, Muon)."""
     x = g / (g.norm() + 1e-7)
     x = x.bfloat16() if half else x
-    wide = x.shape[0] > x.shape[1]
-    x = x.T if wide else x
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
     for _ in range(5):
         a = x @ x.T
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    result: Tensor = x.T if wide else x
+    result: Tensor = x.T if tall else x
     return result.float()
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal, for convolutions as matrices [out, in * height * width]."""
+    """Momentum whose step is made orthogonal, for convolutions as matrices [out, in * height * width].
+
+    The step is scaled by the sides of that matrix (Jordan's code takes the last two axes of the kernel, which gives 1).
+    """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, decay: float, *, half: bool) -> None:
         super().__init__(parameters, {"lr": lr, "decay": decay})
@@ -112,7 +121,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]
-                momentum = state.setdefault("momentum", torch.zeros_like(p))
+                momentum = state["momentum"] = state.get("momentum", torch.zeros_like(p))
                 momentum.lerp_(p.grad, 0.05)
                 update = p.grad.lerp(momentum, 0.95).flatten(1)
                 rows, columns = update.shape
@@ -140,10 +149,12 @@ def natural(network: PocketNetwork, targets: Path) -> PocketNetwork:
 def read_views(folder: Path, kind: str) -> tuple[Tensor, Tensor]:
     """All shards of a kind: views uint8 [N, 112, 112, 3] and targets uint8 [N, 49, 544]."""
     paths = sorted(folder.glob(f"{kind}-*.npz"))
-    first = np.load(paths[0])
-    count = len(first["views"])
-    views = np.empty((count * len(paths), *first["views"].shape[1:]), np.uint8)
-    targets = np.empty((count * len(paths), CELLS * CELLS, first["targets"].shape[-1]), np.uint8)
+    if not paths:
+        raise SystemExit(f"{folder} has no {kind}-*.npz: make them with views.py")
+    with np.load(paths[0]) as first:
+        count, shape, width = len(first["views"]), first["views"].shape[1:], first["targets"].shape[-1]
+    views = np.empty((count * len(paths), *shape), np.uint8)
+    targets = np.empty((count * len(paths), CELLS * CELLS, width), np.uint8)
     for k, path in enumerate(paths):
         with np.load(path) as shard:
             views[k * count : (k + 1) * count] = shard["views"]
@@ -211,21 +222,23 @@ def train(args: argparse.Namespace) -> None:
         if len(order) < args.batch:
             order = torch.randperm(len(views), generator=generator)
         rows, order = order[: args.batch], order[args.batch :]
-        x, y = batch_of(views, targets, rows, bool(torch.rand(1, generator=generator) < 0.5))
+        mirrored = bool(torch.rand(1, generator=generator) < MIRRORED)
+        x, y = batch_of(views, targets, rows, mirrored)
         rate = min(1.0, (step + 1) / 300) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group, lr in zip((g for o in optimisers for g in o.param_groups), base, strict=True):
             group["lr"] = lr * rate
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             found = pupil(x)
-        parts = loss(found, y)
+        parts = loss(found, y, mirrored=mirrored)
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
         total(parts).backward()  # type: ignore[no-untyped-call]
         for optimiser in optimisers:
             optimiser.step()
         step += 1
-        running += parts.detach()
-        count += 1
+        if not mirrored:
+            running += parts.detach()
+            count += 1
         with torch.no_grad():
             keep = min(0.999, (step + 1) / (step + 10))
             for a, b in zip(average.state_dict().values(), pupil.state_dict().values(), strict=True):

@@ -29,14 +29,14 @@ from torch import Tensor
 from milnet.artifacts import atomic_path
 from milnet.backbones import load_backbone
 from milnet.images import open_photo, to_array
+from milnet.pocket import SEMANTIC
 
 HERE = Path(__file__).parent
 SIDE = 224  # of a view, in the teacher's pixels; the pupil sees half of it
 CELLS = 7
 SHARD = 1024  # views
-SEMANTIC = 256  # principal components of the 1,280 channels of the teacher's last map
-# Maps that the pupil's own depths learn from, with the size of their cells in the teacher's pixels and channels.
-LEVELS = {"blocks.2.2": (8, 32), "blocks.4.2": (16, 96), "blocks.5.2": (32, 160)}
+# Maps that the pupil's own depths learn from, and their channels: of 1/8, 1/16 and 1/32 of the teacher's input.
+LEVELS = {"blocks.2.2": 32, "blocks.4.2": 96, "blocks.5.2": 160}
 _STEP, _ZERO = 20.0, 128.0  # a number in standard deviations as a byte: 1/20 a step, -6.4 .. 6.35
 
 Rgb = NDArray[np.uint8]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
 import os
 import shlex
@@ -48,6 +49,11 @@ app = typer.Typer(
 def find_given(value: Path | None) -> Path | None:
     """A typer callback: the shipped pool by its name."""
     return None if value is None else find_data(value)
+
+
+def find_any(value: Path) -> Path:
+    """A typer callback: what is shipped by its name."""
+    return find_model(find_data(value))
 
 
 def _model(value: Path | None) -> Path | None:
@@ -348,6 +354,9 @@ def main() -> None:
     # torch's threads wait for each other by spinning. On a machine that does other work too, that made a forward pass
     # fourteen times slower; read by the OpenMP library when torch is imported, which happens later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):  # a terminal or file that has no sign for a star shows another
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except MilnetError as error:

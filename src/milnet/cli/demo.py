@@ -12,8 +12,7 @@ import typer
 
 from milnet.cli.common import Context, command, command_line
 from milnet.cli.showing import Stars, introduction, read_stars, show_scores
-from milnet.errors import UsageError
-from milnet.places import POOL, find_data
+from milnet.places import bundled
 
 _FEATURES = {"pocket": "pocket", "standard": "mobilenetv2_100"}  # of the shipped pool, by model
 _NOTE = "One seed, pooled out-of-fold predictions; in brackets 95 % bootstrap intervals by theme. "
@@ -33,50 +32,47 @@ def demo(
     stars: Stars = None,
 ) -> Mapping[str, Any]:
     """Measure the method on the shipped pool, train, score photos, write a report. No download, under two minutes."""
+    from milnet.annotations import load_table
     from milnet.demo import METRICS, run
     from milnet.library import find_photos
-    from milnet.report import Figures, write_report
-    from milnet.scoring import STARS, Scorer, score_files
+    from milnet.report import Figures, check_report, write_report
+    from milnet.scoring import Scorer, score_files
     from milnet.shipped import BETTER, best_model
 
-    if output.suffix.lower() not in (".html", ".htm") or output.is_dir() or not output.parent.is_dir():
-        raise UsageError(f"-o {output}: expected a file name ending in .html, in a folder that exists")
+    check_report(output)
+    limits, device = read_stars(stars), context.compute_device()
     files = find_photos(photos) if photos else []
-    data, usable = find_data(POOL), best_model()
-    limits = STARS if stars is None else read_stars(stars)
+    data, usable = bundled("pool"), best_model(context.warn)
     began = time.monotonic()
+    table, _ = load_table(data)
+    voters = table.votes.sum(1)
     context.say(
-        "The shipped pool: 677 photos, each judged by 104 to 368 people (1..7). Each recipe predicts each fold from "
-        "the others."
+        f"The shipped pool: {len(table)} photos, each judged by {voters.min():.0f} to {voters.max():.0f} people "
+        f"({table.values[0]:g}..{table.values[-1]:g}). Each recipe predicts each fold from the others."
     )
-    with tempfile.TemporaryDirectory(prefix="milnet-demo-") as folder:
+    # on Windows a file that is mapped into memory cannot be removed
+    with tempfile.TemporaryDirectory(prefix="milnet-demo-", ignore_cleanup_errors=True) as folder:
         model = Path(folder) / "model"
         with context.progress() as progress:
-            measured, left = run(data, _FEATURES[usable], _FEATURES["standard"], model, told=progress.say)
+            how: Any = {"workers": context.threads, "told": progress.say}
+            measured, left = run(data, _FEATURES[usable], _FEATURES["standard"], model, **how)
         figures = []
         for kind, (title, what) in _TITLES.items():
             rows = tuple((f"{m.cell.recipe} on {m.cell.features}", m.metrics) for m in measured if m.cell.kind == kind)
-            if not rows:
-                context.say(f"{title}: no time was left for them")
-                continue
-            figures.append(Figures(title, rows, _NOTE + what))
-            context.say(f"{title}. {what}")
-            context.table(
-                ["  recipe", *(name.upper() for name in METRICS)],
-                [
-                    [f"  {label}", *("{:.3f} [{:.3f}, {:.3f}]".format(*found[name]) for name in METRICS)]
-                    for label, found in rows
-                ],
-            )
-        scorer = Scorer.load(model, device=context.compute_device(), offline=True, stars=limits)
+            missing = ", ".join(f"{cell.recipe} on {cell.features}" for cell in left if cell.kind == kind)
+            late = f" No time was left for: {missing}." if missing else ""
+            context.say(f"{title}. {what}{late}")
+            if rows:
+                figures.append(Figures(title, rows, _NOTE + what + late))
+                context.table(["  recipe", *(name.upper() for name in METRICS)], [_row(*row) for row in rows])
+        scorer = Scorer.load(model, device=device, offline=True, stars=limits)
         opening = introduction(usable, scorer)
         with context.progress() as progress:
             scores, failures = score_files(scorer, files, progress=progress) if files else ([], [])
-        write_report(
-            output, scores, failures, scorer=scorer, introduction=opening, figures=figures, command=command_line()
-        )
+            how = {"figures": figures, "command": command_line(), "progress": progress}
+            write_report(output, scores, failures, scorer=scorer, introduction=opening, **how)
+    context.say(opening)
     if files:
-        context.say(opening)
         show_scores(context, scorer, scores, len(scores))
     for failure in failures:
         context.warn(f"not scored: {failure.photo}: {failure.reason}")
@@ -91,3 +87,7 @@ def demo(
         "failures": [failure.__dict__ for failure in failures],
         "better": BETTER if usable == "pocket" else None,
     }
+
+
+def _row(label: str, found: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    return [f"  {label}", *("{:.3f} [{:.3f}, {:.3f}]".format(*numbers) for numbers in found.values())]

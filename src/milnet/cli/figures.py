@@ -10,7 +10,7 @@ import typer
 
 from milnet.cli.common import Context, Data, ModelFolder, Nodes, Overwrite, Semantic, Stored, command, load_measured
 from milnet.errors import ImageError, UsageError
-from milnet.places import BUNDLED, user_folder
+from milnet.places import looks_folder
 
 
 @command("figures")
@@ -58,7 +58,7 @@ def figures(
     it = load_measured(context, model, data, split, semantic=semantic, nodes=nodes, references=references)
     fitted, table, features = it.model, it.table, it.features
     predictions = evaluate(fitted, table, features, it.rows, split=split, store=it.store, device=device)
-    looks = note_look(user_folder() if data.is_relative_to(BUNDLED) else data, it.digest, split, predictions.rows)
+    looks = note_look(looks_folder(data), it.digest, split, predictions.rows)
     if images is not None:
         table = replace(table, image_root=images)  # only now: features belong to the table as it was imported
 

@@ -27,7 +27,7 @@ from milnet.cli.common import (
     load_measured,
 )
 from milnet.errors import UsageError
-from milnet.places import BUNDLED, user_folder
+from milnet.places import looks_folder
 
 if TYPE_CHECKING:
     from milnet.annotations import Table
@@ -66,8 +66,7 @@ def evaluate_(
     it = load_measured(context, model, data, split, semantic=semantic, nodes=nodes, references=references)
     fitted, table = it.model, _judged(it.table, threshold, side)
     predictions = evaluate(fitted, table, it.features, it.rows, split=split, store=it.store, device=device)
-    # what is shipped may be of another owner, and is not changed
-    looks = note_look(user_folder() if data.is_relative_to(BUNDLED) else data, it.digest, split, predictions.rows)
+    looks = note_look(looks_folder(data), it.digest, split, predictions.rows)
     results = make_results(
         "evaluation",
         table,

@@ -37,7 +37,10 @@ def features(
     data: OwnData,
     backbone: Annotated[
         str | None,
-        typer.Option(help="resnet50 | mlsp | timm/MODEL, for example timm/mobilenetv2_100.", show_default=False),
+        typer.Option(
+            help="pocket (shipped) | resnet50 | mlsp | timm/MODEL, for example timm/mobilenetv2_100.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[
         str,
@@ -208,13 +211,14 @@ def make_extractor(
     from milnet.images import MAX_PIXELS
     from milnet.weights import KNOWN, require
 
+    stands_for = None
     if weights in KNOWN:
         if backbone != KNOWN[weights].backbone:
             raise UsageError(
                 f"--weights {weights} are weights of {KNOWN[weights].backbone}, not of {backbone}: pass --backbone "
                 f"{KNOWN[weights].backbone}"
             )
-        weights = str(require(weights).path)
+        stands_for, weights = KNOWN[weights].digest, str(require(weights).path)
     for option, value, allowed in (
         ("--fit", fit, ("whole", "crop", "original")),
         ("--preprocess", preprocess, ("timm", "published")),
@@ -229,6 +233,8 @@ def make_extractor(
     network = load_backbone(
         backbone, weights, offline=context.offline, normalisation=PUBLISHED if as_published else None
     )
+    if stands_for is not None:  # by the features of the probes; folding a batch norm may have moved the last bits
+        network.digest = stands_for
     fit = fit or ("original" if backbone == "mlsp" or as_published else "whole")
     side = size or {"whole": 320, "crop": network.native_size, "original": 1024}[fit]
     how = Preprocess(

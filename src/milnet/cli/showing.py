@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from milnet.cli.common import Context
 from milnet.errors import UsageError
+from milnet.places import bundled, find_model
 
 if TYPE_CHECKING:
     from milnet.scoring import Score, Scorer
@@ -25,10 +27,22 @@ Stars = Annotated[
 ]
 
 
-def read_stars(text: str) -> list[float]:
-    """The percentiles that --stars names."""
+def chosen_model(context: Context, model: str | None) -> tuple[str, Path]:
+    """The name and the folder of the model that --model names, or of the best shipped one that works here."""
+    from milnet.shipped import best_model
+
+    if model is not None:
+        return model, find_model(model)
+    name = best_model(context.warn)
+    return name, bundled(name)  # nobody has named a folder: one that happens to lie here is not meant
+
+
+def read_stars(text: str | None) -> tuple[float, ...]:
+    """The percentiles that --stars names, checked; None gives the usual ones."""
+    from milnet.scoring import STARS, check_stars
+
     try:
-        return [float(part) for part in text.split(",")]
+        return STARS if text is None else check_stars([float(part) for part in text.split(",")])
     except ValueError:
         raise UsageError(f"--stars {text}: expected percentiles with commas, for example 10,35,65,90") from None
 
@@ -43,7 +57,7 @@ def introduction(name: str, scorer: Scorer) -> str:
     from milnet.shipped import BETTER
 
     fitted = scorer.model
-    quality = fitted.doubt.srcc
+    quality = None if fitted.doubt.stale else fitted.doubt.srcc
     return (
         f"{name}: {fitted.recipe.name} on {len(fitted.pool):,} rated photos of {fitted.table_name}, "
         + ("not cross-validated" if quality is None else f"cross-validated SRCC {quality:.2f}")
@@ -74,4 +88,5 @@ def show_scores(context: Context, scorer: Scorer, scores: Sequence[Score], limit
 
 
 def interval(score: Score) -> str:
+    """The 90 % interval, or nothing where the model cannot tell."""
     return "" if score.low is None else f"{score.low:.2f} to {score.high:.2f}"

@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, command
-from milnet.cli.showing import ModelName, Stars, interval, introduction, read_stars, show_scores, star_signs
+from milnet.cli.common import Context, command, find_any
+from milnet.cli.showing import (
+    ModelName,
+    Stars,
+    chosen_model,
+    interval,
+    introduction,
+    read_stars,
+    show_scores,
+    star_signs,
+)
 from milnet.version import __version__
-
-if TYPE_CHECKING:
-    pass
 
 
 @command("score")
@@ -41,22 +47,21 @@ def score(
     from milnet.images import MAX_PIXELS
     from milnet.library import find_photos
     from milnet.outputs import check_output, check_suffix, errors_path, write_failures, write_scores
-    from milnet.scoring import STARS, Journal, Scorer, score_files
-    from milnet.shipped import best_model
+    from milnet.scoring import Journal, Scorer, score_files
 
     if output is not None:
         check_suffix(output)
     files = find_photos(photos)
-    name = model or best_model()
+    name, folder = chosen_model(context, model)
     scorer = Scorer.load(
-        name,
+        folder,
         weights=weights,
         device=context.compute_device(),
         offline=context.offline,
         batch=batch,
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
-        stars=STARS if stars is None else read_stars(stars),
+        stars=read_stars(stars),
     )
     context.say(introduction(name, scorer))
     if output is not None:
@@ -106,17 +111,16 @@ def explain(
     """Say which rated photos moved the score of a photo, by how much, and how far the score can be trusted."""
     from milnet.doubt import UNLIKE
     from milnet.library import find_photos
-    from milnet.scoring import STARS, Scorer, score_files
-    from milnet.shipped import best_model
+    from milnet.scoring import Scorer, score_files
 
     files = find_photos(photos)
-    name = model or best_model()
+    name, folder = chosen_model(context, model)
     scorer = Scorer.load(
-        name,
+        folder,
         weights=weights,
         device=context.compute_device(),
         offline=context.offline,
-        stars=STARS if stars is None else read_stars(stars),
+        stars=read_stars(stars),
     )
     context.say(introduction(name, scorer))
     with context.progress() as progress:
@@ -174,7 +178,12 @@ def _bars(votes: Sequence[float]) -> str:
 def info(
     context: Context,
     folder: Annotated[
-        Path, typer.Argument(help="A folder of milnet: DATA, features, references, MODEL.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A folder of milnet: DATA, features, references, MODEL; or bundled, pocket, standard.",
+            show_default=False,
+            callback=find_any,
+        ),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its digest.")] = False,
 ) -> Mapping[str, Any]:
@@ -208,9 +217,12 @@ def doctor(context: Context) -> Mapping[str, Any]:
 
     import torch
 
+    from milnet.places import BUNDLED
+    from milnet.shipped import best_model
+
     packages: dict[str, str | None] = {}
     for package in ("torch", "accelerate", "safetensors", "numpy", "scipy", "polars", "pillow", "timm", "torchvision",
-                    "tensorboard", "matplotlib"):  # fmt: skip
+                    "tensorboard", "matplotlib", "onnx"):  # fmt: skip
         try:
             packages[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -243,6 +255,7 @@ def doctor(context: Context) -> Mapping[str, Any]:
         "device": context.compute_device(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "backbones": backbones,
+        "model": best_model(context.warn) if BUNDLED.is_dir() else "none: the bundled data were removed",
         "packages": packages,
     }
     for name, value in facts.items():

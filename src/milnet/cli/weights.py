@@ -21,7 +21,13 @@ app.add_typer(weights, name="weights")
 @command("add", weights)
 def add(
     context: Context,
-    file: Annotated[Path, typer.Argument(help="safetensors, ONNX or torch state dict.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="torchvision's mobilenet_v2 (IMAGENET1K_V1), or mobilenetv2-12.onnx of the ONNX model zoo, or the same as safetensors.",
+            show_default=False,
+        ),
+    ],
 ) -> Mapping[str, Any]:
     """Check a file with the weights `standard`, and keep them: models made with them find them from now on."""
     from milnet.weights import add_weights
