@@ -51,7 +51,7 @@ def match_photos(pool: RatedPool, folder: Path, progress: Progress | None = None
     A file's name fits when its stem, its name, or its path below `folder` without the suffix is the photo's id (of an
     id TABLE:ID, as photos of another table have it, also ID). Where none fits to the letter, capitals, blanks and `_`
     do not matter. Only files whose name fits are decoded, in full; so photos whose features were made with `--draft`
-    from large JPEGs have a digest of reduced pixels, and count as `other`. Raises UsageError when `folder` is no folder.
+    from large JPEGs have a digest of reduced pixels, and count as `other`. Raises UsageError for what is no folder.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder with photos; there is {'a file' if folder.exists() else 'none'}")

@@ -24,7 +24,8 @@ def add(
     file: Annotated[
         Path,
         typer.Argument(
-            help="torchvision's mobilenet_v2 (IMAGENET1K_V1), or mobilenetv2-12.onnx of the ONNX model zoo, or the same as safetensors.",
+            help="torchvision's mobilenet_v2 (IMAGENET1K_V1), mobilenetv2-12.onnx of the ONNX zoo, or the same as "
+            "safetensors.",
             show_default=False,
         ),
     ],
