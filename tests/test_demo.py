@@ -46,7 +46,7 @@ def test_with_permuted_votes_nothing_is_predicted(tmp_path: Path) -> None:
     """The same pool with its votes dealt out anew: what is measured is learned, not written down."""
     table, _ = load_table(find_data("bundled"))
     order = np.random.default_rng(0).permutation(len(table))
-    save_table(replace(table, votes=table.votes[order]), tmp_path / "data")
+    save_table(replace(table, votes=table.votes[order]), tmp_path / "data", inputs={})
     (tmp_path / "data" / "features").symlink_to(find_data("bundled") / "features")
     found = measure(tmp_path / "data", Cell("votes", "pocket", "random"))
     assert abs(found.metrics["srcc"][0]) < 0.2

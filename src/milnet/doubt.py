@@ -106,7 +106,10 @@ def fit_doubt(p: FloatArray, q: FloatArray, nearest: NDArray[Any], values: Float
     """
     scores, true = p @ values, q @ values
     known = np.isfinite(nearest)
-    tables = Doubt(np.sort(scores), np.sort(nearest[known].astype(np.float64)), srcc=srcc(true, scores))
+    quality = srcc(true, scores) if len(scores) > 1 else np.nan
+    tables = Doubt(
+        np.sort(scores), np.sort(nearest[known].astype(np.float64)), srcc=quality if np.isfinite(quality) else None
+    )
     if known.sum() < _LEAST:
         return tables
     deviations = deviation(p, values)
