@@ -10,10 +10,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as Late
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -44,6 +45,11 @@ class Cell:
     recipe: str
     features: str
     kind: str
+
+    @property
+    def shown(self) -> str:
+        """For people."""
+        return f"{self.recipe} on {self.features}, five {self.kind} folds"
 
 
 @dataclass(frozen=True)
@@ -106,34 +112,53 @@ def run(
     executor = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_alone)
     measured: list[Measured] = []
     left: list[Cell] = []
-    try:
-        # The longest ones first, so that no process is left alone with one at the end.
-        needed = {
-            executor.submit(measure, data, cell): cell for cell in sorted(first, key=lambda c: c.recipe != "votes")
-        }
-        trained = executor.submit(train, data, usable, model)
-        optional = {executor.submit(measure, data, cell): cell for cell in rest}
-        for future, cell in needed.items():
-            measured.append(future.result())
-            told(f"{cell.recipe} on {cell.features}, five random folds: {time.monotonic() - began:.0f} s")
-        trained.result()
-        told(f"votes on {usable}, trained: {time.monotonic() - began:.0f} s")
-        for future, cell in optional.items():
-            try:
-                measured.append(future.result(timeout=max(0.0, seconds - (time.monotonic() - began))))
-                told(f"{cell.recipe} on {cell.features}, five theme folds: {time.monotonic() - began:.0f} s")
-            except Late:
-                future.cancel()
-                left.append(cell)
-    except BrokenProcessPool as error:
-        raise MilnetError(
-            f"a process that measured was ended from outside ({error}), perhaps for want of memory: each takes about "
-            f"half a gigabyte; try --threads 1"
-        ) from error
-    finally:
-        _stop(executor)
+    with _one_thread():
+        try:
+            # The longest first, so that no process is left alone with one at the end.
+            needed = {executor.submit(measure, data, cell): cell for cell in sorted(first, key=_length, reverse=True)}
+            trained = executor.submit(train, data, usable, model)
+            optional = {executor.submit(measure, data, cell): cell for cell in sorted(rest, key=_length)}
+            for future in as_completed(needed):
+                measured.append(future.result())
+                told(f"{needed[future].shown}: {time.monotonic() - began:.0f} s")
+            trained.result()
+            told(f"votes on {usable}, trained: {time.monotonic() - began:.0f} s")
+            for future, cell in optional.items():
+                try:
+                    measured.append(future.result(timeout=max(0.0, seconds - (time.monotonic() - began))))
+                    told(f"{cell.shown}: {time.monotonic() - began:.0f} s")
+                except Late:
+                    left.append(cell)
+        except BrokenProcessPool as error:
+            raise MilnetError(
+                f"a process that measured was ended from outside ({error}), perhaps for want of memory: each takes "
+                f"about half a gigabyte; try --threads 1"
+            ) from error
+        finally:
+            _stop(executor)
     order = {cell: place for place, cell in enumerate(wanted)}
     return sorted(measured, key=lambda found: order[found.cell]), left
+
+
+def _length(cell: Cell) -> int:
+    """How long a cell takes, compared with the others."""
+    return ("single", "votes", "published").index(cell.recipe)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that are started meanwhile compute with one thread each, numpy's too: there is one for each core."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _alone() -> None:
