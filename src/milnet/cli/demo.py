@@ -15,7 +15,7 @@ from milnet.cli.showing import Stars, introduction, read_stars, show_scores
 from milnet.places import bundled
 
 _FEATURES = {"pocket": "pocket", "standard": "mobilenetv2_100"}  # of the shipped pool, by model
-_NOTE = "One seed, pooled out-of-fold predictions; in brackets 95 % bootstrap intervals by theme. "
+_NOTE = "One seed, pooled out-of-fold predictions, with 95 % bootstrap intervals by theme. "
 _TITLES = {
     "random": ("Five random folds", "Photos of the same theme may be among the references, as in one's own library."),
     "theme": ("Five theme folds", "No reference is of the photo's own theme."),
