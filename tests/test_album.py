@@ -146,7 +146,9 @@ def test_damaged_places(tmp_path: Path, home: Path, content: bytes) -> None:
     digest = save(tmp_path / "photos" / "a.png", 1)
     matched = match_photos(pool(["a"], [digest]), tmp_path / "photos")
     for action in (known_photos, lambda: remember(matched)):
-        with pytest.raises(ArtifactError, match=r"photos\.json.*cannot be read.*remove it and run `milnet pool images`"):
+        with pytest.raises(
+            ArtifactError, match=r"photos\.json.*cannot be read.*remove it and run `milnet pool images`"
+        ):
             action()
     assert places_file().read_bytes() == content
     places_file().unlink()

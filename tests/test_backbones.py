@@ -253,7 +253,9 @@ def test_an_input_of_another_size_than_fixed() -> None:
 
 @needs_timm
 def test_unknown_names() -> None:
-    with pytest.raises(UsageError, match="unknown backbone 'resnet18': expected pocket, resnet50, mlsp or timm/MODEL, for"):
+    with pytest.raises(
+        UsageError, match="unknown backbone 'resnet18': expected pocket, resnet50, mlsp or timm/MODEL, for"
+    ):
         load_backbone("resnet18")
     with pytest.raises(UsageError, match=r"timm has no model 'mobilnetv2_100'; similar: mobilenetv2_100"):
         load_backbone("timm/mobilnetv2_100")

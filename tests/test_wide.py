@@ -131,7 +131,12 @@ def test_sizes_below_what_photos_have_at_least() -> None:
 
 
 def test_default_batches() -> None:
-    assert [default_batch(fit, device) for fit in ("whole", "original") for device in ("cpu", "cuda")] == [4, 64, 1, 8]  # type: ignore[arg-type]
+    found = [
+        default_batch(Preprocess(size, fit), device)  # type: ignore[arg-type]
+        for size, fit in ((320, "whole"), ((224, 704), "whole"), (1024, "original"))
+        for device in ("cpu", "cuda")
+    ]
+    assert found == [4, 64, 1, 64, 1, 8]
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,8 @@ def main() -> None:
     for model in chosen:
         name, backbone, sizes = FEATURES[model]
         milnet(
-            "features", str(data), "--backbone", backbone, "--name", name, "--size", sizes, "--draft", "--overwrite",
+            "features", str(data), "--backbone", backbone, "--name", name, "--size", sizes, "--draft", "--batch", "4",
+            "--overwrite",
             *(["--weights", args.weights] if model == "standard" else []),
         )  # fmt: skip
         how = ("--semantic", name, "--nodes", name, "-o", str(args.work / model), "--overwrite")

@@ -41,6 +41,7 @@ from milnet.mlsp import CELLS, Pooling
 Key = TypeVar("Key")
 Fit = Literal["whole", "crop", "original"]
 Views = tuple[NDArray[np.uint8], ...]  # a photo's pixels HWC at each size
+_LARGE = 512  # pixels of the long side above which a photo is passed by itself
 _WAITING = 1 << 29  # bytes of decoded photos that may wait for others of their size
 
 
@@ -140,7 +141,7 @@ class Extractor:
     ) -> Extractor:
         """Choose what was left open: `default_batch`, and one decoding thread a core."""
         target = torch.device(device)
-        batch = default_batch(preprocess.fit, target.type) if batch is None else batch
+        batch = default_batch(preprocess, target.type) if batch is None else batch
         workers = min(os.cpu_count() or 1, 16) if workers is None else workers
         if batch < 1 or workers < 0:
             raise UsageError(f"expected batch >= 1 and workers >= 0, got {batch} and {workers}")
@@ -259,11 +260,12 @@ class Extractor:
         }
 
 
-def default_batch(fit: Fit, device: str) -> int:
+def default_batch(preprocess: Preprocess, device: str) -> int:
     """Photos a forward pass: what was fastest on a CPU; elsewhere fewer where the photos come in many sizes."""
-    if device == "cpu":
-        return 1 if fit == "original" else 4
-    return 8 if fit == "original" else 64
+    original = preprocess.fit == "original"
+    if device == "cpu":  # several large photos at once are slower than one by one, and take half as much memory again
+        return 1 if original or preprocess.sizes[-1] > _LARGE else 4
+    return 8 if original else 64
 
 
 def load_extractor(

@@ -86,7 +86,8 @@ def features(
     ] = False,
     draft: Annotated[bool, typer.Option("--draft", help="Shrink very large JPEGs while decoding.")] = False,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU, else 64")
+        int | None,
+        typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU (1 above 512 pixels), else 64"),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
     images: Annotated[Path | None, typer.Option(help="Where the photos are now.", show_default="as imported")] = None,

@@ -35,7 +35,8 @@ def score(
         str | None, typer.Option(help="Where the backbone's weights are now.", show_default="as at training")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU, else 64")
+        int | None,
+        typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU (1 above 512 pixels), else 64"),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
     max_pixels: Annotated[
