@@ -275,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("views", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--samples", type=int, default=1_400_000)
+    parser.add_argument("--samples", type=int, default=1_600_000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--widths", type=int, nargs=4, default=list(WIDTHS))
     parser.add_argument("--depths", type=int, nargs=3, default=list(DEPTHS))
