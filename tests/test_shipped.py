@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import made
 import milnet.places
 from made import needs_timm
 from milnet.annotations import load_table
-from milnet.artifacts import read_manifest, verify_files
+from milnet.artifacts import digest_file, read_manifest, verify_files, write_manifest
 from milnet.checkpoints import load_model, save_model
 from milnet.errors import ArtifactError
 from milnet.features import Features
@@ -252,3 +253,19 @@ def test_no_home(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("score", photo)
     assert done.stdout.startswith("pocket: ")
     assert "set MILNET_HOME" in done.stderr
+
+
+def test_a_model_of_format_1_is_read(tmp_path: Path) -> None:
+    """As it was written before: the semantic features in a file of their own, whatever columns they are."""
+    copy = tmp_path / "old"
+    model, _ = load_model(find_model("pocket"))
+    save_model(model, copy)
+    np.save(copy / "pool" / "semantic.npy", np.asarray(model.pool.semantic))
+    new = read_manifest(copy)
+    config = {key: value for key, value in new.config.items() if key != "semantic_columns"}
+    files = {**new.files, "pool/semantic.npy": digest_file(copy / "pool" / "semantic.npy")}
+    write_manifest(copy, replace(new, format=1, config=config, files=files))
+    old, manifest = load_model(copy)
+    assert manifest.format == 1
+    np.testing.assert_array_equal(old.pool.semantic, model.pool.semantic)
+    np.testing.assert_array_equal(old.pool.nodes, model.pool.nodes)
