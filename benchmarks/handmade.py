@@ -19,7 +19,7 @@ SIDE = 320  # long side, pixels
 
 
 def statistics(pixels: NDArray[np.uint8]) -> FloatArray:
-    """RGB pixels [H, W, 3] -> 150 numbers."""
+    """RGB pixels [H, W, 3] -> 141 numbers."""
     rgb = pixels.astype(np.float64) / 255
     most, least = rgb.max(2), rgb.min(2)
     light = rgb @ np.array([0.299, 0.587, 0.114])
@@ -60,6 +60,6 @@ def statistics(pixels: NDArray[np.uint8]) -> FloatArray:
 
 
 def of_pictures(pictures: Iterable[Source]) -> NDArray[np.float32]:
-    """The statistics of paths or images, [N, 150]."""
+    """The statistics of paths or images, [N, 141]."""
     how = Preprocess(SIDE)
     return np.stack([statistics(how(picture)[0][0]) for picture in pictures]).astype(np.float32)

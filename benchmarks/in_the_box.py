@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from baselines import BASELINES
 from baselines import crossvalidate as crossvalidate_baseline
+from doubt import auroc
 from handmade import of_pictures
 from milnet.annotations import load_table
 from milnet.backbones import load_backbone
@@ -111,13 +111,6 @@ def precision(features: NDArray[np.float32], categories: list[str]) -> float:
     np.fill_diagonal(likeness, -np.inf)
     names = np.array(categories)
     return float((names[np.argsort(-likeness, axis=1)[:, :4]] == names[:, None]).mean())
-
-
-def auroc(others: NDArray[np.floating[Any]], photos: NDArray[np.floating[Any]]) -> float:
-    """How often a picture that is no photo is less like the pool than a photo, ties half."""
-    ranks = rankdata(np.concatenate([others, photos]))
-    above = ranks[: len(others)].sum() - len(others) * (len(others) + 1) / 2
-    return float(1 - above / (len(others) * len(photos)))
 
 
 def main() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +16,13 @@ from PIL import Image
 import made
 from milnet.album import known_photos, match_photos, places_file, remember, thumbnail
 from milnet.checkpoints import save_model
-from milnet.cli import main
 from milnet.errors import ArtifactError, UsageError
 from milnet.images import open_photo
 from milnet.pool import RatedPool
 from milnet.recipe import load_recipe
 from milnet.recipes import fit
 from milnet.splits import Split
+from test_cli import milnet
 
 
 @pytest.fixture(autouse=True)
@@ -185,21 +183,6 @@ def test_a_changed_photo_is_not_shown(tmp_path: Path) -> None:
     assert thumbnail(path, digest, 48) is None
 
 
-def milnet(*arguments: object, code: int = 0) -> tuple[str, str]:
-    """What a command prints on its two streams; its exit code must be `code`."""
-    out, err, found = io.StringIO(), io.StringIO(), 0
-    before, sys.argv = sys.argv, ["milnet", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as end:
-        found = int(end.code or 0)
-    finally:
-        sys.argv = before
-    assert found == code, (out.getvalue(), err.getvalue())
-    return out.getvalue(), err.getvalue()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `photos`, some of them spoilt, and a `model` whose pool they are."""
@@ -218,21 +201,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command(place: Path, home: Path) -> None:
-    out, err = milnet("pool", "images", place / "model", place / "photos")
-    lines = out.splitlines()
+    done = milnet("pool", "images", place / "model", place / "photos")
+    lines = done.stdout.splitlines()
     assert lines[0].startswith(f"21 of the pool's 30 photos found in {place / 'photos'}; {home / 'photos.json'}")
     assert lines[1] == "1 have a file of their name with other pixels (saved anew, or cropped): photo003"
     assert lines[2] == "1 have a file of their name that cannot be read: photo004"
     assert lines[3].startswith("7 have no file of their name: photo005, photo006, ")
     assert lines[3].endswith("photo009, ...")
-    assert err == ""
+    assert done.stderr == ""
     known = known_photos()
     assert len(known) == 21
     assert all(open_photo(path).digest == digest for digest, path in known.items())
 
 
 def test_the_command_in_json(place: Path) -> None:
-    result = json.loads(milnet("pool", "images", place / "model", place / "photos", "--json")[0])
+    result = json.loads(milnet("pool", "images", place / "model", place / "photos", "--json").stdout)
     assert {key: result[key] for key in ("pool", "found", "other", "unreadable")} == {
         "pool": 30, "found": 21, "other": ["photo003"], "unreadable": ["photo004"],
     }  # fmt: skip
@@ -242,12 +225,12 @@ def test_the_command_in_json(place: Path) -> None:
 
 def test_the_command_finds_nothing(place: Path, tmp_path: Path, home: Path) -> None:
     (tmp_path / "empty").mkdir()
-    out, err = milnet("pool", "images", place / "model", tmp_path / "empty", code=1)
-    assert err.startswith("none of the pool's 30 photos found in ")
-    assert out.startswith("30 have no file of their name: photo000, ")
+    done = milnet("pool", "images", place / "model", tmp_path / "empty", code=1)
+    assert done.stderr.startswith("none of the pool's 30 photos found in ")
+    assert done.stdout.startswith("30 have no file of their name: photo000, ")
     assert not home.exists()
-    assert "expected a folder with photos" in milnet("pool", "images", place / "model", tmp_path / "no", code=2)[1]
-    assert "does not exist" in milnet("pool", "images", tmp_path / "no", place / "photos", code=2)[1]
+    assert "expected a folder with photos" in milnet("pool", "images", place / "model", tmp_path / "no", code=2).stderr
+    assert "does not exist" in milnet("pool", "images", tmp_path / "no", place / "photos", code=2).stderr
 
 
 def test_oasis(test_data: Path) -> None:

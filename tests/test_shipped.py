@@ -109,7 +109,7 @@ def test_models(name: str, least: float) -> None:
     np.testing.assert_allclose(model.pool.distributions, table.distributions, atol=1e-12)
     assert model.doubt.srcc is not None
     assert model.doubt.srcc > least
-    features = Features(find_data("bundled") / "features" / {"pocket": "pocket"}.get(name, "mobilenetv2_100"), table)
+    features = Features(find_data("bundled") / "features" / MODELS[name], table)
     np.testing.assert_array_equal(model.pool.nodes, features.values)
     first, end = features.span("last")
     np.testing.assert_array_equal(model.pool.semantic, features.values[:, first:end])

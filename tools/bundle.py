@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from milnet.artifacts import read_manifest, write_manifest
-from milnet.places import BUNDLED
+from milnet.places import BUNDLED, MODELS
 
 # Input sizes, `--draft` or not: docs/experiments.md says how they were chosen.
 FEATURES = {
-    "pocket": ("pocket", "pocket", "160,224"),
-    "standard": ("mobilenetv2_100", "timm/mobilenetv2_100", "224,320,448,576,704"),
+    "pocket": (MODELS["pocket"], "pocket", "160,224"),
+    "standard": (MODELS["standard"], "timm/mobilenetv2_100", "224,320,448,576,704"),
 }
 _DROPPED = ("command", "image_root", "date")  # notes about the machine on which it was made
 

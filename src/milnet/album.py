@@ -12,7 +12,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,7 +22,8 @@ from typing import Literal
 from milnet.artifacts import write_json
 from milnet.errors import ArtifactError, ImageError, UsageError
 from milnet.features import Progress
-from milnet.images import SUFFIXES, open_photo
+from milnet.images import open_photo
+from milnet.library import photos_below
 from milnet.places import user_folder
 from milnet.pool import RatedPool
 
@@ -58,7 +59,7 @@ def match_photos(pool: RatedPool, folder: Path, progress: Progress | None = None
     folder = folder.resolve()
     exact: dict[str, list[Path]] = {}
     loose: dict[str, list[Path]] = {}
-    for path in _files(folder):
+    for path in photos_below(folder):
         names = {path.name, path.stem, path.relative_to(folder).with_suffix("").as_posix()}
         for name in names:
             exact.setdefault(name, []).append(path)
@@ -91,15 +92,6 @@ def match_photos(pool: RatedPool, folder: Path, progress: Progress | None = None
         return tuple(pool.ids[i] for i, why in failed.items() if why == state and pool.pixels[i] not in found)
 
     return Matched(found, of("other"), of("missing"), of("unreadable"))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Files worth trying in `folder` and below, sorted by name within each folder."""
-    for root, folders, files in os.walk(folder):  # does not follow links to folders, so loops end
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(root, name)
 
 
 def _loose(name: str) -> str:

@@ -166,8 +166,10 @@ class Manifest:
 
     def place(self, folder: Path, name: str) -> Path:
         """Where a file of `folder` lies: in it; of what is shipped, where the note `borrowed` says that it is."""
-        borrowed = self.notes.get("borrowed") if is_bundled(folder) else None
-        return folder / str(borrowed.get(name, name) if isinstance(borrowed, Mapping) else name)
+        borrowed = self.notes.get("borrowed")
+        if isinstance(borrowed, Mapping) and name in borrowed and is_bundled(folder):
+            return folder / str(borrowed[name])
+        return folder / name
 
     @property
     def digest(self) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milnet.errors import MissingExtraError, UsageError, WeightsError
+from milnet.errors import MissingExtraError, UsageError, WeightsError, in_short
 from milnet.mlsp import Pooling, Tap, mlsp_taps, pool_cells
 from milnet.places import bundled
 from milnet.pocket import POCKET_CONFIG, PocketNetwork
@@ -325,13 +325,8 @@ def _weights_file(weights: str, model: str, network: Any, offline: bool) -> tupl
     try:
         return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors")), f"hub:{repository}"
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = _short(error)
+        reason = in_short(error)
         raise WeightsError(f"cannot get the weights of {repository} from the hub ({reason}): {advice}") from error
-
-
-def _short(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 
 def _load_strict(network: nn.Module, path: Path, name: str) -> None:

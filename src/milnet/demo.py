@@ -47,9 +47,9 @@ class Cell:
     kind: str
 
     @property
-    def shown(self) -> str:
-        """For people."""
-        return f"{self.recipe} on {self.features}, five {self.kind} folds"
+    def label(self) -> str:
+        """For people: recipe and features."""
+        return f"{self.recipe} on {self.features}"
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def run(
             optional = {executor.submit(measure, data, cell): cell for cell in sorted(rest, key=_length)}
             for future in as_completed(needed):
                 measured.append(future.result())
-                told(f"{needed[future].shown}: {time.monotonic() - began:.0f} s")
+                told(f"{needed[future].label}, five random folds: {time.monotonic() - began:.0f} s")
             trained.result()
             told(f"votes on {usable}, trained: {time.monotonic() - began:.0f} s")
             for future, cell in optional.items():
                 try:
                     measured.append(future.result(timeout=max(0.0, seconds - (time.monotonic() - began))))
-                    told(f"{cell.shown}: {time.monotonic() - began:.0f} s")
+                    told(f"{cell.label}, five theme folds: {time.monotonic() - began:.0f} s")
                 except Late:
                     left.append(cell)
         except BrokenProcessPool as error:

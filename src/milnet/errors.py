@@ -78,3 +78,9 @@ class MissingExtraError(MilnetError):
 
 class NumericError(MilnetError):
     """A value is NaN or infinite where it must be finite."""
+
+
+def in_short(error: BaseException) -> str:
+    """The kind of a foreign error and the first line of what it says, at most 200 characters of it."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"

@@ -32,12 +32,12 @@ def find_photos(arguments: Iterable[str | Path]) -> list[Path]:
             with contextlib.suppress(RuntimeError):  # "~name" where there is no such user
                 path = path.expanduser()
         if path.is_dir():
-            take(_below(path))
+            take(photos_below(path))
         elif path.exists():
             take([path])
         elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207  (Path.glob wants a relative pattern)
             for match in map(Path, matches):
-                take(_below(match) if match.is_dir() else [match])
+                take(photos_below(match) if match.is_dir() else [match])
         else:
             raise UsageError(f"{argument}: there is no such file, folder or pattern")
     if not found:
@@ -45,7 +45,8 @@ def find_photos(arguments: Iterable[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def _below(folder: Path) -> list[Path]:
+def photos_below(folder: Path) -> list[Path]:
+    """Files worth trying in `folder` and below, by name within each folder; hidden ones are skipped."""
     photos = []
     for root, folders, files in os.walk(folder):  # does not follow links to folders, so loops end
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -14,7 +14,7 @@ from milnet.errors import ArtifactError, UsageError
 
 BUNDLED = Path(__file__).parent / "bundled"
 POOL = "bundled"  # how the shipped DATA is named where a DATA folder is asked for
-MODELS = ("pocket", "standard")  # shipped models
+MODELS = {"pocket": "pocket", "standard": "mobilenetv2_100"}  # shipped models, and their features of the shipped pool
 
 
 def user_folder() -> Path:

@@ -28,7 +28,7 @@ from milnet.artifacts import atomic_path
 from milnet.doubt import COVERAGE, UNLIKE
 from milnet.errors import ArtifactError, UsageError
 from milnet.features import Progress
-from milnet.scoring import Failure, Reference, Score, Scorer
+from milnet.scoring import Failure, Reference, Score, Scorer, star_signs
 from milnet.version import __version__
 
 _SIDE = 360  # pixels of a photo's long side, and of a pool photo's
@@ -216,7 +216,7 @@ def _cards(
             "score": f"{score.score:.2f}",
             "ends": (f"{score.values[0]:g}", f"{score.values[-1]:g}"),
             "stars": score.stars,
-            "star_signs": "" if score.stars is None else "\u2605" * score.stars + "\u2606" * (most - score.stars),
+            "star_signs": star_signs(score.stars, most),
             "most_stars": most,
             "percentile": None if score.percentile is None else f"{score.percentile:.0f}",
             "interval": None if score.low is None else (f"{score.low:.2f}", f"{score.high:.2f}"),

@@ -387,6 +387,11 @@ def check_stars(percentiles: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
+def star_signs(stars: int | None, of: int) -> str:
+    """Stars as signs, filled ones first; nothing where the model cannot tell."""
+    return "" if stars is None else "\u2605" * stars + "\u2606" * (of - stars)
+
+
 def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS) -> list[Score]:
     """The same scores with their stars, and 100 x the share of the others of this call that score lower (ties half)."""
     ordered = np.sort([score.score for score in scores])

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from milnet.artifacts import atomic_path, digest_file, digest_text, read_array, read_json, write_json
 from milnet.backbones import Backbone, load_backbone
-from milnet.errors import ArtifactError, MissingExtraError, UsageError, WeightsError
+from milnet.errors import ArtifactError, MissingExtraError, UsageError, WeightsError, in_short
 from milnet.places import bundled, user_folder
 from milnet.version import __version__
 
@@ -302,7 +302,7 @@ def _safetensors(data: bytes, shown: str) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch does not have
-        raise WeightsError(f"{shown} is a damaged safetensors file ({_short(error)}): get it again") from error
+        raise WeightsError(f"{shown} is a damaged safetensors file ({in_short(error)}): get it again") from error
 
 
 def _torch(data: bytes, shown: str) -> dict[str, Tensor]:
@@ -395,7 +395,7 @@ def _onnx(data: bytes, pairs: _Pairs, shown: str) -> list[_Layer]:
     try:
         graph = onnx.load_model_from_string(data).graph
     except DecodeError as error:
-        raise WeightsError(f"{shown} is a damaged ONNX file ({_short(error)}): get it again") from error
+        raise WeightsError(f"{shown} is a damaged ONNX file ({in_short(error)}): get it again") from error
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         for output in node.output[:1]:
@@ -422,7 +422,7 @@ def _onnx(data: bytes, pairs: _Pairs, shown: str) -> list[_Layer]:
         try:
             return torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype("float64"))
         except (ValueError, TypeError, KeyError) as error:
-            raise WeightsError(f"{shown} is a damaged ONNX file ({name}: {_short(error)}): get it again") from error
+            raise WeightsError(f"{shown} is a damaged ONNX file ({name}: {in_short(error)}): get it again") from error
 
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     norms = {node.input[0]: node for node in graph.node if node.op_type == "BatchNormalization" and node.input}
@@ -482,11 +482,6 @@ def _folded(layers: Sequence[_Layer], pairs: _Pairs, shown: str) -> dict[str, Te
         state[f"{norm_name}.running_var"] = torch.full(vector, 1 - norm.eps)
         state[f"{norm_name}.num_batches_tracked"] = torch.tensor(0)
     return state
-
-
-def _short(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:120] if text else ''}"
 
 
 # Downloading
@@ -622,7 +617,7 @@ def _download(url: str, part: Path, note: Path, progress: Progress | None) -> No
         if isinstance(error, OSError) and error.filename is not None:  # our disk, not the network
             raise
         reason = getattr(error, "reason", error)
-        text = _short(reason) if isinstance(reason, BaseException) else str(reason)
+        text = in_short(reason) if isinstance(reason, BaseException) else str(reason)
         kept_bytes = f"; {done:,} bytes are kept, run it again to go on" if done else ""
         raise _Interrupted(f"{url} cannot be downloaded ({text}){kept_bytes}") from error
     if total and done != total:

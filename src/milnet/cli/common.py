@@ -46,18 +46,9 @@ app = typer.Typer(
 
 
 # Options that several commands share.
-def find_given(value: Path | None) -> Path | None:
-    """A typer callback: the shipped pool by its name."""
-    return None if value is None else find_data(value)
-
-
 def find_any(value: Path) -> Path:
     """A typer callback: what is shipped by its name."""
     return find_model(find_data(value))
-
-
-def _model(value: Path | None) -> Path | None:
-    return None if value is None else find_model(value)
 
 
 Data = Annotated[
@@ -65,13 +56,13 @@ Data = Annotated[
     typer.Argument(
         help="DATA folder, as `milnet import` made it, or `bundled`: the shipped pool.",
         show_default=False,
-        callback=find_given,
+        callback=find_data,
     ),
 ]
 # What a command writes into: not the shipped one.
 OwnData = Annotated[Path, typer.Argument(help="DATA folder, as `milnet import` made it.", show_default=False)]
 ModelFolder = Annotated[
-    Path, typer.Argument(help="MODEL folder, or pocket | standard.", show_default=False, callback=_model)
+    Path, typer.Argument(help="MODEL folder, or pocket | standard.", show_default=False, callback=find_model)
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Semantic = Annotated[str | None, typer.Option(help="Features for retrieval, NAME[:range].", show_default="NAME:last")]

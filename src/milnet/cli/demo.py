@@ -11,10 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command, command_line
-from milnet.cli.showing import Stars, introduction, read_stars, show_scores
-from milnet.places import bundled
+from milnet.cli.showing import Stars, introduction, read_stars, show_scores, tell_failures
+from milnet.places import MODELS, bundled
 
-_FEATURES = {"pocket": "pocket", "standard": "mobilenetv2_100"}  # of the shipped pool, by model
 _NOTE = "One seed, pooled out-of-fold predictions, with 95 % bootstrap intervals by theme. "
 _TITLES = {
     "random": ("Five random folds", "Photos of the same theme may be among the references, as in one's own library."),
@@ -55,11 +54,11 @@ def demo(
         model = Path(folder) / "model"
         with context.progress() as progress:
             how: Any = {"workers": context.threads, "told": progress.say}
-            measured, left = run(data, _FEATURES[usable], _FEATURES["standard"], model, **how)
+            measured, left = run(data, MODELS[usable], MODELS["standard"], model, **how)
         figures = []
         for kind, (title, what) in _TITLES.items():
-            rows = tuple((f"{m.cell.recipe} on {m.cell.features}", m.metrics) for m in measured if m.cell.kind == kind)
-            missing = ", ".join(f"{cell.recipe} on {cell.features}" for cell in left if cell.kind == kind)
+            rows = tuple((m.cell.label, m.metrics) for m in measured if m.cell.kind == kind)
+            missing = ", ".join(cell.label for cell in left if cell.kind == kind)
             late = f" No time was left for: {missing}." if missing else ""
             context.say(f"{title}. {what}{late}")
             if rows:
@@ -74,9 +73,7 @@ def demo(
     context.say(opening)
     if files:
         show_scores(context, scorer, scores, len(scores))
-    for failure in failures:
-        context.warn(f"not scored: {failure.photo}: {failure.reason}")
-    context.failed = bool(failures)
+    tell_failures(context, failures)
     context.say(f"{output.resolve()}, {time.monotonic() - began:.0f} s")
     return {
         "report": str(output.resolve()),

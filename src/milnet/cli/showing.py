@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +12,7 @@ from milnet.errors import UsageError
 from milnet.places import bundled, find_model
 
 if TYPE_CHECKING:
-    from milnet.scoring import Score, Scorer
+    from milnet.scoring import Failure, Score, Scorer
 
 ModelName = Annotated[
     str | None,
@@ -27,14 +26,22 @@ Stars = Annotated[
 ]
 
 
-def chosen_model(context: Context, model: str | None) -> tuple[str, Path]:
-    """The name and the folder of the model that --model names, or of the best shipped one that works here."""
+def load_scorer(
+    context: Context, model: str | None, stars: str | None, weights: str | None, **how: Any
+) -> tuple[str, Scorer]:
+    """The name and the scorer of what --model names, or of the best shipped model that works here; introduced."""
+    from milnet.scoring import Scorer
     from milnet.shipped import best_model
 
-    if model is not None:
-        return model, find_model(model)
-    name = best_model(context.warn)
-    return name, bundled(name)  # nobody has named a folder: one that happens to lie here is not meant
+    name = model or best_model(context.warn)
+    # without --model nobody has named a folder: one that happens to lie here is not meant
+    folder = find_model(name) if model else bundled(name)
+    limits = read_stars(stars)
+    scorer = Scorer.load(
+        folder, weights=weights, device=context.compute_device(), offline=context.offline, stars=limits, **how
+    )
+    context.say(introduction(name, scorer))
+    return name, scorer
 
 
 def read_stars(text: str | None) -> tuple[float, ...]:
@@ -45,11 +52,6 @@ def read_stars(text: str | None) -> tuple[float, ...]:
         return STARS if text is None else check_stars([float(part) for part in text.split(",")])
     except ValueError:
         raise UsageError(f"--stars {text}: expected percentiles with commas, for example 10,35,65,90") from None
-
-
-def star_signs(stars: int | None, of: int) -> str:
-    """Stars as signs, or nothing where the model cannot tell."""
-    return "" if stars is None else "\u2605" * stars + "\u2606" * (of - stars)
 
 
 def introduction(name: str, scorer: Scorer) -> str:
@@ -69,6 +71,7 @@ def introduction(name: str, scorer: Scorer) -> str:
 def show_scores(context: Context, scorer: Scorer, scores: Sequence[Score], limit: int) -> None:
     """A table of the best `limit` scores."""
     from milnet.doubt import UNLIKE
+    from milnet.scoring import star_signs
 
     context.table(
         ["photo", "score", "stars", "percentile", "90 % interval", "spread", "unlike"],
@@ -90,3 +93,10 @@ def show_scores(context: Context, scorer: Scorer, scores: Sequence[Score], limit
 def interval(score: Score) -> str:
     """The 90 % interval, or nothing where the model cannot tell."""
     return "" if score.low is None else f"{score.low:.2f} to {score.high:.2f}"
+
+
+def tell_failures(context: Context, failures: Sequence[Failure]) -> None:
+    """Name each photo that could not be scored; with any, the command ends with 1."""
+    for failure in failures:
+        context.warn(f"not scored: {failure.photo}: {failure.reason}")
+    context.failed = bool(failures)

@@ -23,13 +23,17 @@ from milnet.cli.common import (
     Stored,
     command,
     command_line,
-    find_given,
     run_folder,
     training_side,
 )
 from milnet.cli.dataset import WITH, Chain, Dataroot, Dataset, Work, train_by_name
 from milnet.cli.numbers import digest_rows
 from milnet.errors import ArtifactError, MilnetError, UsageError
+from milnet.places import find_data
+
+
+def _find_data(value: Path | None) -> Path | None:
+    return None if value is None else find_data(value)
 
 
 @command("train")
@@ -38,7 +42,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="DATA folder or `bundled`; or --dataset and --dataroot.", show_default=False, callback=find_given
+            help="DATA folder or `bundled`; or --dataset and --dataroot.", show_default=False, callback=_find_data
         ),
     ] = None,
     output: Annotated[

@@ -10,16 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command, find_any
-from milnet.cli.showing import (
-    ModelName,
-    Stars,
-    chosen_model,
-    interval,
-    introduction,
-    read_stars,
-    show_scores,
-    star_signs,
-)
+from milnet.cli.showing import ModelName, Stars, interval, load_scorer, show_scores, tell_failures
 from milnet.version import __version__
 
 
@@ -48,23 +39,13 @@ def score(
     from milnet.images import MAX_PIXELS
     from milnet.library import find_photos
     from milnet.outputs import check_output, check_suffix, errors_path, write_failures, write_scores
-    from milnet.scoring import Journal, Scorer, score_files
+    from milnet.scoring import Journal, score_files
 
     if output is not None:
         check_suffix(output)
     files = find_photos(photos)
-    name, folder = chosen_model(context, model)
-    scorer = Scorer.load(
-        folder,
-        weights=weights,
-        device=context.compute_device(),
-        offline=context.offline,
-        batch=batch,
-        workers=workers,
-        max_pixels=max_pixels or MAX_PIXELS,
-        stars=read_stars(stars),
-    )
-    context.say(introduction(name, scorer))
+    how = {"batch": batch, "workers": workers, "max_pixels": max_pixels or MAX_PIXELS}
+    name, scorer = load_scorer(context, model, stars, weights, **how)
     if output is not None:
         check_output(output, scorer.model.values.tolist())
     journal = None if output is None else Journal(output.with_name(output.name + ".journal"), scorer.digest)
@@ -88,11 +69,9 @@ def score(
     if output and len(scores) > 20:
         context.say(f"... and {len(scores) - 20:,} more in {output}")
     context.say(f"{len(scores):,} photos, {seconds:.1f} s" + (f", {output}" if output else ""))
-    for failure in failures:
-        context.warn(f"not scored: {failure.photo}: {failure.reason}")
-    context.failed = bool(failures)
+    tell_failures(context, failures)
     return {
-        "model": str(name),
+        "model": name,
         "scores": [s.row() for s in scores],
         "failures": [failure.__dict__ for failure in failures],
         "seconds": seconds,
@@ -112,18 +91,10 @@ def explain(
     """Say which rated photos moved the score of a photo, by how much, and how far the score can be trusted."""
     from milnet.doubt import UNLIKE
     from milnet.library import find_photos
-    from milnet.scoring import Scorer, score_files
+    from milnet.scoring import score_files, star_signs
 
     files = find_photos(photos)
-    name, folder = chosen_model(context, model)
-    scorer = Scorer.load(
-        folder,
-        weights=weights,
-        device=context.compute_device(),
-        offline=context.offline,
-        stars=read_stars(stars),
-    )
-    context.say(introduction(name, scorer))
+    name, scorer = load_scorer(context, model, stars, weights)
     with context.progress() as progress:
         scores, failures = score_files(scorer, files, progress=progress)
     fitted = scorer.model
@@ -158,11 +129,9 @@ def explain(
             rows.append([what if exact else "not explained by leaving one out", "", "", "", f"{s.rest:+.3f}"])
         rows.append(["score", "", "", "", f"{s.score:.3f}"])
         context.table(["  photo", "similarity", "votes", "mean vote", "adds"], [[f"  {r[0]}", *r[1:]] for r in rows])
-    for failure in failures:
-        context.warn(f"not scored: {failure.photo}: {failure.reason}")
-    context.failed = bool(failures)
+    tell_failures(context, failures)
     return {
-        "model": str(name),
+        "model": name,
         "digest": scorer.digest,
         "scores": [{**s.row(), "references": [r.__dict__ for r in s.references]} for s in scores],
         "failures": [failure.__dict__ for failure in failures],
