@@ -13,11 +13,15 @@ import milnet
 
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
-    "version", "errors", "places", "artifacts", "annotations", "entropy", "images", "library", "datasets", "splits",
+    "version", "errors", "places", "artifacts", "annotations", "entropy",
+    "images", "signals", "library",
+    "datasets", "splits",
     "_torchvision", "features", "mlsp", "pocket", "pickles", "backbones", "weights", "extraction", "storing",
     "references", "model", "pool", "album", "published_files", "losses", "metrics", "samples", "training", "tuning",
     "recipe", "doubt", "recipes", "checkpoints", "reduction", "published", "results", "evaluation", "growing",
-    "figures", "explanation", "shipped", "scoring", "outputs", "report", "demo", "cli", "__main__",
+    "figures", "explanation", "shipped",
+    "scoring", "outputs",
+    "report", "demo", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
     "demo",

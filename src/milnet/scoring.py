@@ -30,6 +30,7 @@ from milnet.images import MAX_PIXELS, Source
 from milnet.places import find_model
 from milnet.recipes import Model
 from milnet.references import References
+from milnet.signals import Signals
 from milnet.version import __version__
 from milnet.weights import KNOWN, require, stand_in
 
@@ -61,7 +62,7 @@ class Score:
     score: float  # mean of the predicted distribution
     low: float | None  # 90 % interval for the mean vote of a large panel
     high: float | None
-    spread: float  # expected standard deviation of the votes: how much viewers will disagree
+    spread: float | None  # expected standard deviation of the votes: how much viewers disagree; None of one's own taste
     percentile: float | None  # 100 x share of pool photos whose out-of-fold predicted score is lower
     stars: int | None  # 1 + how many of the scorer's `stars` (percentiles) are reached
     folder_percentile: float | None  # the same among the photos of this call
@@ -74,6 +75,10 @@ class Score:
     values: tuple[float, ...]
     model: str  # digest of the model
     milnet: str = __version__
+    signals: Signals | None = None  # technical measurements; they take no part in the score
+    group: int | None = None  # number of its burst among the photos of this call; None: it stands alone
+    rank: int | None = None  # place in its burst, 1 = the best
+    keep: bool | None = None  # advice: whether it is worth keeping of its burst
 
     def row(self) -> dict[str, Any]:
         """The columns of the output files, in their order."""
