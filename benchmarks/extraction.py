@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="photos a forward pass (default: as milnet features)")
     parser.add_argument("--wide", action="store_true", help="make the maps in 5x5 cells as well")
     options = parser.parse_args(arguments)
-    files = find_photos([options.folder])[: options.photos]
+    files = list(find_photos([options.folder]).photos[: options.photos])
     print(machine())
     for name in options.backbone or ["resnet50", "mlsp"]:
         extractor = make(name, wide=options.wide, batch=options.batch)

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    files = find_photos([str(options.folder)])[: options.photos]
+    files = find_photos([str(options.folder)]).photos[: options.photos]
     scorer = Scorer.load(options.model)
     alone, whole = [], []
     for attempt in range(options.rounds + 1):

@@ -48,7 +48,7 @@ def main() -> None:
     print(machine())
     helps = [timed(["--help"])[0] for _ in range(options.rounds + 1)][1:]
     print(f"milnet --help: {statistics.median(helps):.2f} s")
-    files = find_photos([str(options.images)])
+    files = find_photos([options.images]).photos
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder, "small"), Path(folder, "large")
         for target, count in ((small, options.photos), (large, options.large)):

@@ -255,7 +255,7 @@ def test_find_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
-    names = lambda found: [path.relative_to(tmp_path).as_posix() for path in found]  # noqa: E731
+    names = lambda found: [path.relative_to(tmp_path).as_posix() for path in found.photos]  # noqa: E731
     assert names(find_photos([tmp_path])) == ["a.png", "b.JPG", "sub/c.webp"]
     assert names(find_photos([tmp_path / "notes.txt", tmp_path / "a.png", tmp_path])) == [
         "notes.txt", "a.png", "b.JPG", "sub/c.webp",

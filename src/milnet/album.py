@@ -47,7 +47,7 @@ class Matched:
 
 
 def match_photos(pool: RatedPool, folder: Path, progress: Progress | None = None) -> Matched:
-    """Look for the photos of `pool` in `folder` and below; hidden files and links to folders are left out.
+    """Look for the photos of `pool` in `folder` and below; hidden files are left out.
 
     A file's name fits when its stem, its name, or its path below `folder` without the suffix is the photo's id (of an
     id TABLE:ID, as photos of another table have it, also ID). Where none fits to the letter, capitals, blanks and `_`

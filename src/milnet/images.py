@@ -45,7 +45,8 @@ from milnet.errors import ImageError, UsageError
 MAX_PIXELS = 200_000_000  # width x height; a small file can claim any size and so fill the memory
 _NAMES = "apng avif avifs bmp gif j2k jfif jp2 jpe jpeg jpf jpg jpx mpo pbm pgm png pnm ppm tif tiff webp"
 LEAST_SIDE = 96  # pixels a side that `original_size` gives at least: InceptionResNetV2 takes no less than 75
-SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())  # of files worth trying, in lower case
+EXTRAS: dict[str, str] = {}  # suffix -> the extra that reads such files
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split()) | EXTRAS.keys()  # of files worth trying, in lower case
 
 Source = str | Path | bytes | Image.Image | NDArray[np.uint8]  # array: HxW grey, HxWx3 RGB or HxWx4 RGBA, uint8
 

@@ -40,7 +40,7 @@ def demo(
 
     check_report(output)
     limits, device = read_stars(stars), context.compute_device()
-    files = find_photos(photos) if photos else []
+    files = find_photos(photos).photos if photos else ()
     data, usable = bundled("pool"), best_model(context.warn)
     began = time.monotonic()
     table, _ = load_table(data)

@@ -43,7 +43,7 @@ def score(
 
     if output is not None:
         check_suffix(output)
-    files = find_photos(photos)
+    files = find_photos(photos).photos
     how = {"batch": batch, "workers": workers, "max_pixels": max_pixels or MAX_PIXELS}
     name, scorer = load_scorer(context, model, stars, weights, **how)
     if output is not None:
@@ -93,7 +93,7 @@ def explain(
     from milnet.library import find_photos
     from milnet.scoring import score_files, star_signs
 
-    files = find_photos(photos)
+    files = find_photos(photos).photos
     name, scorer = load_scorer(context, model, stars, weights)
     with context.progress() as progress:
         scores, failures = score_files(scorer, files, progress=progress)
