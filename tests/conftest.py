@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 VARIABLE = "MILNET_TEST_DATA"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+# What milnet keeps for a user (cache, weights, places) is not this user's while tests run.
+os.environ["MILNET_HOME"] = tempfile.mkdtemp(prefix="milnet-tests-")
+atexit.register(shutil.rmtree, os.environ["MILNET_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test finds nothing that another one has kept."""
+    monkeypatch.setenv("MILNET_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture(scope="session")

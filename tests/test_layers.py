@@ -20,7 +20,7 @@ ORDER = [
     "references", "model", "pool", "album", "published_files", "losses", "metrics", "samples", "training", "tuning",
     "recipe", "doubt", "recipes", "checkpoints", "reduction", "published", "results", "evaluation", "growing",
     "figures", "explanation", "shipped",
-    "scoring", "outputs",
+    "cache", "scoring", "outputs",
     "report", "demo", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
@@ -36,6 +36,7 @@ COMMANDS = [
     "convert",
     "figures",
     "score",
+    "cache",
     "explain",
     "info",
     "doctor",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from milnet.library import find_photos
 from milnet.outputs import columns, write_scores
 from milnet.recipe import Recipe
 from milnet.recipes import fit
-from milnet.scoring import Journal, Score, Scorer, check_stars, ranked, score_files
+from milnet.scoring import Score, Scorer, check_stars, ranked, score_files
 from milnet.splits import Split
 from milnet.storing import extract
 
@@ -151,36 +150,10 @@ def test_a_bad_photo(place: Path, tmp_path: Path) -> None:
     good = place / "new" / "n00.png"
     with pytest.raises(ImageError, match=r"bad\.jpg"):
         scorer.score([good, tmp_path / "bad.jpg"])
-    scores, failures = score_files(scorer, [tmp_path / "bad.jpg", good, tmp_path / "gone.jpg"])
-    assert [score.photo for score in scores] == [str(good)]
-    assert [failure.photo for failure in failures] == [str(tmp_path / "bad.jpg"), str(tmp_path / "gone.jpg")]
-
-
-def test_the_journal_saves_forward_passes(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = Scorer.load(place / "model")
-    shutil.copytree(place / "new", tmp_path / "new")
-    paths = sorted((tmp_path / "new").iterdir())
-    journal = Journal(tmp_path / "scores.journal", scorer.digest)
-    first, _ = score_files(scorer, paths[:7], journal)
-    journal.close(remove=False)
-    passes: list[int] = []
-    original = Scorer._score
-    monkeypatch.setattr(
-        Scorer, "_score", lambda self, batch, names: passes.append(len(batch)) or original(self, batch, names)
-    )
-    made.photo(5000).save(paths[2])  # a changed photo is scored anew
-    journal = Journal(tmp_path / "scores.journal", scorer.digest)
-    again, _ = score_files(scorer, paths, journal)
-    assert sum(passes) == len(paths) - 7 + 1
-    for old, new in zip(first, again, strict=False):
-        assert (replace(old, folder_percentile=None) == replace(new, folder_percentile=None)) == (
-            old.photo != str(paths[2])
-        )
-    journal.close(remove=True)
-    assert not list(tmp_path.glob("scores.journal*"))
-    (tmp_path / "other.journal").write_text("this is no database at all, but a text of some length")
-    with pytest.raises(ArtifactError, match="is no journal of milnet"):
-        Journal(tmp_path / "other.journal", "m")
+    found = score_files(scorer, [tmp_path / "bad.jpg", good, tmp_path / "gone.jpg"])
+    assert [score.photo for score in found.scores] == [str(good)]
+    assert found.forward == 1
+    assert [failure.photo for failure in found.failures] == [str(tmp_path / "bad.jpg"), str(tmp_path / "gone.jpg")]
 
 
 def test_loading_says_what_is_wrong(place: Path, tmp_path: Path) -> None:
@@ -225,7 +198,7 @@ def test_outputs(suffix: str, place: Path, tmp_path: Path) -> None:
     path = tmp_path / f"scores{suffix}"
     write_scores(path, scores, scorer.model.values.tolist())
     expected = columns(scorer.model.values.tolist())
-    assert expected[9:14] == ["p_1", "p_2", "p_3", "p_4", "p_5"]
+    assert expected[12:17] == ["p_1", "p_2", "p_3", "p_4", "p_5"]
     if suffix == ".jsonl":
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert list(rows[0]) == expected

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from milnet.errors import ImageError, NumericError, UsageError
 from milnet.images import (
     LEAST_SIDE,
     MAX_PIXELS,
+    Photo,
     Source,
     header_size,
     open_photo,
@@ -87,7 +88,15 @@ class Preprocess:
 
     def __call__(self, source: Source, max_pixels: int = MAX_PIXELS) -> tuple[Views, str]:
         """For each size the pixels HWC uint8 in [0, 255] at input size; and the digest of the photo's own pixels."""
-        photo = open_photo(source, max_pixels=max_pixels, draft_side=self.sizes[-1] if self.draft else None)
+        photo = self.open(source, max_pixels)
+        return self.views(photo, source), photo.digest
+
+    def open(self, source: Source, max_pixels: int = MAX_PIXELS) -> Photo:
+        """The photo, decoded as its sizes allow. Raises ImageError."""
+        return open_photo(source, max_pixels=max_pixels, draft_side=self.sizes[-1] if self.draft else None)
+
+    def views(self, photo: Photo, source: Source) -> Views:
+        """For each size the pixels HWC uint8 in [0, 255] at input size; ImageError, naming `source`, for a strip."""
         if self.fit == "original":
             try:
                 resized = [resize_original(photo.pixels, limit=self.sizes[0])]
@@ -98,7 +107,7 @@ class Preprocess:
             resized = [resize_whole(photo.pixels, size=size, multiple=self.multiple) for size in self.sizes]
         else:
             resized = [resize_crop(photo.pixels, size=size, crop_fraction=self.crop_fraction) for size in self.sizes]
-        return tuple(map(to_array, resized)), photo.digest
+        return tuple(map(to_array, resized))
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,15 @@ class Extracted(Generic[Key]):
     pixels: str = ""
     error: ImageError | None = None
     maps: NDArray[np.float32] | None = None
+    looked: Any = None  # what the extractor's `look` made of it
+
+
+class _Decoded(NamedTuple):
+    """A photo on its way to the backbone."""
+
+    views: Views
+    pixels: str
+    looked: Any
 
 
 @dataclass(frozen=True)
@@ -117,7 +135,7 @@ class Extractor:
     """A backbone with its preprocessing: sources in, features [D] out, D = the backbone's width.
 
     `batch`: photos in a forward pass; `workers`: decoding threads (0: decode in the calling thread). `pooling`: also
-    give wide maps, pooled that way.
+    give wide maps, pooled that way. `look`: what else is wanted of each decoded photo, in the decoding thread.
     """
 
     backbone: Backbone
@@ -127,6 +145,7 @@ class Extractor:
     workers: int = 2
     max_pixels: int = MAX_PIXELS
     pooling: Pooling | None = None
+    look: Callable[[Photo], Any] | None = None
 
     @staticmethod
     def build(
@@ -162,32 +181,34 @@ class Extractor:
     def stream(self, items: Iterable[tuple[Key, Source]]) -> Iterator[Extracted[Key]]:
         """Yield one result for each (key, source), not in their order. A bad photo is a result, never an exception."""
         # By the shapes of all views, so that what makes a full batch at one size makes it at every size.
-        waiting: dict[tuple[tuple[int, ...], ...], list[tuple[Key, Views, str]]] = {}
+        waiting: dict[tuple[tuple[int, ...], ...], list[tuple[Key, _Decoded]]] = {}
         held = 0  # bytes
         for key, decoded in self._decoded(items):
             if isinstance(decoded, ImageError):
                 yield Extracted(key, error=decoded)
                 continue
-            shapes = tuple(view.shape for view in decoded[0])
+            shapes = tuple(view.shape for view in decoded.views)
             group = waiting.setdefault(shapes, [])
-            group.append((key, *decoded))
-            held += sum(view.nbytes for view in decoded[0])
+            group.append((key, decoded))
+            held += sum(view.nbytes for view in decoded.views)
             full = shapes if len(group) == self.batch else None
             if full is None and held > _WAITING:  # many shapes: the fullest batch goes, though it is short
                 full = max(waiting, key=lambda shapes: len(waiting[shapes]))
             if full is not None:
-                held -= sum(view.nbytes for _, views, _ in waiting[full] for view in views)
+                held -= sum(view.nbytes for _, one in waiting[full] for view in one.views)
                 yield from self._forward(waiting.pop(full))
         for group in waiting.values():
             yield from self._forward(group)
 
-    def _decode(self, source: Source) -> tuple[Views, str] | ImageError:
+    def _decode(self, source: Source) -> _Decoded | ImageError:
         try:
-            return self.preprocess(source, self.max_pixels)
+            photo = self.preprocess.open(source, self.max_pixels)
+            looked = None if self.look is None else self.look(photo)
+            return _Decoded(self.preprocess.views(photo, source), photo.digest, looked)
         except ImageError as error:
             return error
 
-    def _decoded(self, items: Iterable[tuple[Key, Source]]) -> Iterator[tuple[Key, tuple[Views, str] | ImageError]]:
+    def _decoded(self, items: Iterable[tuple[Key, Source]]) -> Iterator[tuple[Key, _Decoded | ImageError]]:
         if self.workers == 0:
             for key, source in items:
                 yield key, self._decode(source)
@@ -206,13 +227,13 @@ class Extractor:
             finally:
                 executor.shutdown(wait=False, cancel_futures=True)
 
-    def _forward(self, group: list[tuple[Key, Views, str]]) -> Iterator[Extracted[Key]]:
+    def _forward(self, group: list[tuple[Key, _Decoded]]) -> Iterator[Extracted[Key]]:
         found: list[NDArray[np.float32]] = []  # for each size [n, D]
         maps: NDArray[np.float32] | None = None
-        for view, first in enumerate(group[0][1]):
+        for view, first in enumerate(group[0][1].views):
             pixels = np.zeros((self.batch, *first.shape), np.uint8)
-            for row, (_, views, _) in enumerate(group):
-                pixels[row] = views[view]
+            for row, (_, decoded) in enumerate(group):
+                pixels[row] = decoded.views[view]
             x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory = channels_last
             if self.pooling is None:
                 narrow = self.backbone(x)
@@ -226,8 +247,9 @@ class Extractor:
         features = features / np.float32(len(found))  # by 1: bit for bit what it was
         if not np.isfinite(features).all():
             raise NumericError(f"{self.backbone.name} gave features that are not finite for {group[0][0]!r} or near it")
-        for i, (key, _, digest) in enumerate(group):
-            yield Extracted(key, features[i], digest, maps=None if maps is None else maps[i])
+        for i, (key, decoded) in enumerate(group):
+            found_maps = None if maps is None else maps[i]
+            yield Extracted(key, features[i], decoded.pixels, maps=found_maps, looked=decoded.looked)
 
     def by_size(self, rows: list[int], paths: Callable[[int], Path]) -> list[int]:
         """The `rows` in an order in which photos of one input size follow each other, where sizes are the photos' own.

@@ -10,7 +10,7 @@ from typing import Any
 
 from milnet.artifacts import atomic_path
 from milnet.errors import UsageError
-from milnet.scoring import Failure, Score
+from milnet.scoring import SIGNALS, Failure, Score
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -74,20 +74,34 @@ def write_scores(path: Path, scores: Sequence[Score], values: Sequence[float]) -
                 import polars
 
                 schema: dict[str, Any] = {
-                    name: polars.String if name in _TEXTS else polars.Int64 if name == "stars" else polars.Float64
+                    name: polars.String
+                    if name in _TEXTS
+                    else polars.Int64
+                    if name in _WHOLE
+                    else polars.Boolean
+                    if name == "keep"
+                    else polars.Float64
                     for name in columns(values)
                 }
                 polars.DataFrame(rows, schema=schema, orient="row").write_parquet(temporary)
 
 
 _TEXTS = ("photo", "references", "model", "milnet")
+_WHOLE = ("stars", "group", "rank", "width", "height")
 
 
 def columns(values: Sequence[float]) -> list[str]:
     """Names of the columns, in order."""
     shares = [f"p_{value:g}" for value in values]
     before = ["photo", "score", "low", "high", "spread", "percentile", "stars", "folder_percentile", "unlike"]
-    return [*before, *shares, "base", "own", "references", "rest", "model", "milnet"]
+    bursts = ["group", "rank", "keep"]
+    return [*before, *bursts, *shares, "base", "own", "references", "rest", *SIGNALS, "model", "milnet"]
+
+
+def select(scores: Sequence[Score], min_score: float | None = None, top: int | None = None) -> list[Score]:
+    """Those with at least `min_score`; with `top` the best so many, the best first, else in their order."""
+    chosen = [score for score in scores if min_score is None or score.score >= min_score]
+    return chosen if top is None else sorted(chosen, key=lambda score: -score.score)[:top]
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:

@@ -1,4 +1,4 @@
-"""Any photo -> its score: `Scorer`, and the journal that lets a stopped folder go on.
+"""Any photo -> its score: `Scorer`, and `score_files`, which makes nothing twice.
 
 A photo goes through the backbone that made the model's features, finds its references in the model's pool (never
 itself), and the network predicts the distribution of votes.
@@ -6,13 +6,11 @@ itself), and the network predicts the distribution of votes.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from milnet.annotations import deviation
+from milnet.artifacts import canonical_json, digest_text
+from milnet.cache import Cache, Content, Kept, state_of
 from milnet.checkpoints import load_model
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.explanation import Explanation, explain
@@ -37,6 +37,7 @@ from milnet.weights import KNOWN, require, stand_in
 _FEW = 16  # photos that are scored together, by one thread
 STARS = (10.0, 35.0, 65.0, 90.0)  # percentiles in the pool from which a photo has 2, 3, 4, 5 stars
 LISTED = 8  # references of a photo that are shown at most
+SIGNALS = tuple(field.name for field in fields(Signals))  # columns of the technical measurements
 _CHUNK = 64  # photos that go through the first of two backbones before they go through the second
 
 
@@ -92,13 +93,25 @@ class Score:
             "stars": self.stars,
             "folder_percentile": self.folder_percentile,
             "unlike": self.unlike,
+            "group": self.group,
+            "rank": self.rank,
+            "keep": self.keep,
             **{f"p_{value:g}": p for value, p in zip(self.values, self.distribution, strict=True)},
             "base": self.base,
             "own": self.own,
             "references": json.dumps([reference.__dict__ for reference in self.references]),
             "rest": self.rest,
+            **(dict.fromkeys(SIGNALS) if self.signals is None else asdict(self.signals)),
             "model": self.model,
             "milnet": self.milnet,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for a cache."""
+        return {
+            **self.__dict__,
+            "references": [reference.__dict__ for reference in self.references],
+            "signals": None if self.signals is None else asdict(self.signals),
         }
 
 
@@ -111,12 +124,43 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """What a photo shows beside its score."""
+
+    signals: Signals | None = None
+    taken: float | None = None  # capture time in seconds, for differences
+
+    def to_json(self) -> dict[str, Any]:
+        """For a cache."""
+        return asdict(self)
+
+    @staticmethod
+    def of_json(data: Mapping[str, Any]) -> Aside:
+        """What `to_json` gave; what is not to be understood is nothing."""
+        try:
+            signals = data["signals"]
+            return Aside(None if signals is None else Signals(**signals), data["taken"])
+        except (KeyError, TypeError):
+            return Aside()
+
+
+@dataclass(frozen=True)
 class Seen:
-    """What the backbones made of a photo: `nodes` [D] or maps [25, D], `semantic` [Ds], the digest of its pixels."""
+    """What the backbones made of a photo: all numbers of each, `nodes` [D] or maps [25, D], and `semantic` [D']."""
 
     nodes: NDArray[np.float32]
     semantic: NDArray[np.float32]
-    pixels: str
+    pixels: str  # digest
+    aside: Aside = Aside()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of files, in the files' order, and the bad ones. `forward`: photos that went through a backbone."""
+
+    scores: list[Score]
+    failures: list[Failure]
+    forward: int = 0
 
 
 def where_weights(part: Mapping[str, Any], given: str | Path | None, option: str) -> tuple[str, str]:
@@ -174,6 +218,8 @@ class Scorer:
         self.model, self.nodes, self.semantic, self.digest, self.device = model, nodes, semantic, digest, device
         self.stars = check_stars(stars)
         self._spans = {role: slice(*part["span"]) for role, part in model.features.items()}
+        # what decides the numbers of each backbone: by these a cache knows them
+        self.keys = tuple(digest_text(canonical_json(one.config)) for one in (nodes, semantic))
 
     @classmethod
     def load(
@@ -251,19 +297,28 @@ class Scorer:
                 names[key] = str(source) if isinstance(source, str | Path) else f"<{type(source).__name__} {key}>"
                 yield key, source
 
+        def judged(waiting: Sequence[tuple[Any, Seen]]) -> Iterator[tuple[Any, Score]]:
+            scores = self.judge([names.pop(key) for key, _ in waiting], [seen for _, seen in waiting])
+            return zip((key for key, _ in waiting), scores, strict=True)
+
         waiting: list[tuple[Any, Seen]] = []
-        for key, result in self._seen(named()):
+        for key, result in self.see(named()):
             if isinstance(result, ImageError):
                 yield key, Failure(names.pop(key), result.reason)
                 continue
             waiting.append((key, result))
-            if len(waiting) >= max(self.batch, _FEW):
-                yield from self._score(waiting, names)
+            if len(waiting) >= self.together:
+                yield from judged(waiting)
                 waiting = []
         if waiting:
-            yield from self._score(waiting, names)
+            yield from judged(waiting)
 
-    def _seen(self, items: Iterable[tuple[Any, Source]]) -> Iterator[tuple[Any, Seen | ImageError]]:
+    @property
+    def together(self) -> int:
+        """Photos that are judged at once."""
+        return max(self.batch, _FEW)
+
+    def see(self, items: Iterable[tuple[Any, Source]]) -> Iterator[tuple[Any, Seen | ImageError]]:
         """What the backbones make of each photo. For two of them each photo is decoded twice, some at a time."""
         if self.semantic is self.nodes:
             for result in self.nodes.stream(items):
@@ -280,26 +335,31 @@ class Scorer:
         if error is not None:
             return error
         assert nodes.features is not None and semantic.features is not None
-        if self.model.reducer is not None or self.model.recipe.model == "reducer":
-            assert nodes.maps is not None
-            entering = nodes.maps
-        else:
-            entering = nodes.features[self._spans["nodes"]]
-        return Seen(entering, semantic.features[self._spans["semantic"]], nodes.pixels)
+        entering = nodes.maps if self.takes_maps else nodes.features
+        assert entering is not None
+        return Seen(entering, semantic.features, nodes.pixels, nodes.looked or Aside())
 
-    def _score(self, batch: list[tuple[Any, Seen]], names: dict[Any, str]) -> list[tuple[Any, Score | Failure]]:
-        nodes: NDArray[Any] = np.stack([seen.nodes for _, seen in batch])
+    @property
+    def takes_maps(self) -> bool:
+        """Whether the network learned from wide maps, of which there are too many numbers to keep."""
+        return self.model.reducer is not None or self.model.recipe.model == "reducer"
+
+    def judge(self, photos: Sequence[str], seen: Sequence[Seen]) -> list[Score]:
+        """Scores of photos from what the backbones made of them."""
+        nodes: NDArray[Any] = np.stack([one.nodes for one in seen])
         if self.model.reducer is not None:
             nodes = self.model.reduce(nodes, np.arange(len(nodes), dtype=np.int64), device=self.device)
+        elif not self.takes_maps:
+            nodes = nodes[:, self._spans["nodes"]]
         # A few photos are too little for several threads, which would wait for each other and for the decoding ones.
         with torch_threads(1 if len(nodes) <= _FEW and nodes.ndim == 2 else torch.get_num_threads()):
             scores = self.score_features(
                 nodes,
-                np.stack([seen.semantic for _, seen in batch]),
-                photos=[names.pop(key) for key, _ in batch],
-                pixels=[seen.pixels for _, seen in batch],
+                np.stack([one.semantic[self._spans["semantic"]] for one in seen]),
+                photos=photos,
+                pixels=[one.pixels for one in seen],
             )
-        return [(key, score) for (key, _), score in zip(batch, scores, strict=True)]
+        return [replace(score, signals=one.aside.signals) for score, one in zip(scores, seen, strict=True)]
 
     def score_features(
         self,
@@ -411,125 +471,142 @@ def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS) -> list[Scor
     return found
 
 
-class Journal:
-    """Scores written down as they are made, so that a stopped run goes on where it was (SQLite, write-ahead log).
-
-    An entry counts for a file of the same path, size and time of change, and the same model. `commit` is called every
-    few photos: a killed process loses at most those.
-    """
-
-    def __init__(self, path: Path, model: str) -> None:
-        self.path, self.model = path, model
-        try:
-            self.database = sqlite3.connect(path)
-            self.database.execute("PRAGMA journal_mode=WAL")
-            self.database.execute(
-                "CREATE TABLE IF NOT EXISTS scores "
-                "(photo TEXT, state TEXT, model TEXT, score TEXT, PRIMARY KEY (photo, model))"
-            )
-        except sqlite3.DatabaseError as error:
-            raise ArtifactError(f"{path} is no journal of milnet ({error}): remove it and run again") from error
-
-    @staticmethod
-    def state(path: Path) -> str:
-        """What must not have changed since the score was made."""
-        info = path.stat()
-        return f"{info.st_size}/{info.st_mtime_ns}"
-
-    def get(self, photo: Path) -> Score | None:
-        """The score of an unchanged photo by this model, if it is here."""
-        row = self._execute(
-            "SELECT state, score FROM scores WHERE photo = ? AND model = ?", (str(photo), self.model)
-        ).fetchone()
-        if row is None or row[0] != self.state(photo):
-            return None
-        try:
-            return _score_from(json.loads(row[1]))
-        except (ValueError, KeyError, TypeError):
-            return None  # a damaged entry is made again
-
-    def _execute(self, statement: str, values: tuple[str, ...] = ()) -> sqlite3.Cursor:
-        try:
-            return self.database.execute(statement, values)
-        except sqlite3.DatabaseError as error:
-            raise ArtifactError(
-                f"{self.path} cannot be used as a journal ({error}): remove it and run again"
-            ) from error
-
-    def put(self, photo: Path, score: Score) -> None:
-        """Write a score down."""
-        data = {**score.__dict__, "references": [reference.__dict__ for reference in score.references]}
-        self._execute(
-            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
-            (str(photo), self.state(photo), self.model, json.dumps(data)),
+def _score_of(data: Mapping[str, Any], photo: str) -> Score | None:
+    """The score of `photo` that `Score.to_json` gave; None for what is no score, which is then made again."""
+    try:
+        references = tuple(Reference(**{**item, "votes": tuple(item["votes"])}) for item in data["references"])
+        return Score(
+            **{
+                **data,
+                "photo": photo,
+                "references": references,
+                "distribution": tuple(data["distribution"]),
+                "values": tuple(data["values"]),
+                "signals": None if data["signals"] is None else Signals(**data["signals"]),
+            }
         )
-
-    def commit(self) -> None:
-        """Make what was put lasting."""
-        try:
-            self.database.commit()
-        except sqlite3.DatabaseError as error:  # a full disk
-            raise ArtifactError(f"{self.path} cannot be written ({error})") from error
-
-    def close(self, *, remove: bool) -> None:
-        """Close; with `remove` the work is finished and the file goes."""
-        with contextlib.suppress(sqlite3.DatabaseError):  # what cannot be written now is made again
-            self.database.commit()
-        self.database.close()
-        if remove:
-            for suffix in ("", "-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-
-
-def _score_from(data: Mapping[str, Any]) -> Score:
-    references = tuple(Reference(**{**item, "votes": tuple(item["votes"])}) for item in data["references"])
-    return Score(
-        **{
-            **data,
-            "references": references,
-            "distribution": tuple(data["distribution"]),
-            "values": tuple(data["values"]),
-        }
-    )
+    except (KeyError, TypeError):
+        return None
 
 
 def score_files(
-    scorer: Scorer, photos: Sequence[Path], journal: Journal | None = None, *, progress: Progress | None = None
-) -> tuple[list[Score], list[Failure]]:
+    scorer: Scorer, photos: Sequence[Path], cache: Cache | None = None, *, progress: Progress | None = None
+) -> Scored:
     """Score files in their order: the scores of the good ones, the bad ones as failures.
 
-    What the journal has is not done again.
+    What the `cache` knows of their contents is not made again, and what is made goes there as it is made.
     """
-    found: dict[Path, Score] = {}
-    failures: list[Failure] = []
-    todo: list[Path] = []
+    work = _Work(scorer, cache, len(photos), progress)
+    readable = []
     for photo in photos:
         try:
             str(photo).encode()
         except UnicodeEncodeError:
             name = os.fsencode(photo).decode("utf-8", "backslashreplace")
-            failures.append(Failure(name, "its name is not valid UTF-8, so no output could hold it: rename it"))
-            continue
-        known = journal.get(photo) if journal is not None and photo.exists() else None
-        if known is None:
-            todo.append(photo)
+            work.fail(name, "its name is not valid UTF-8, so no output could hold it: rename it")
         else:
-            found[photo] = known
-    done = len(found) + len(failures)
-    if progress is not None:
-        progress(done, len(photos), "photos")
-    for photo, result in scorer.stream((photo, photo) for photo in todo):
-        if isinstance(result, Failure):
-            failures.append(result)
-        else:
-            found[photo] = result
-            if journal is not None:
-                journal.put(photo, result)
-                if len(found) % 16 == 0:
-                    journal.commit()
-        done += 1
-        if progress is not None:
-            progress(done, len(photos), "photos")
+            readable.append(photo)
+    try:
+        work.run(readable)
+    finally:  # whatever stops it, what was made is kept
+        if cache is not None:
+            cache.commit()
     order = {str(photo): i for i, photo in enumerate(photos)}
-    failures.sort(key=lambda failure: order.get(failure.photo, -1))
-    return ranked([found[photo] for photo in photos if photo in found], scorer.stars), failures
+    work.failures.sort(key=lambda failure: order.get(failure.photo, -1))
+    scores = [work.found[photo] for photo in photos if photo in work.found]
+    return Scored(ranked(scores, scorer.stars), work.failures, work.forward)
+
+
+class _Work:
+    """Files on their way to their scores: out of the cache, of numbers that the cache has, or of a forward pass."""
+
+    def __init__(self, scorer: Scorer, cache: Cache | None, total: int, progress: Progress | None) -> None:
+        self.scorer, self.cache, self.total, self.progress = scorer, cache, total, progress
+        self.found: dict[Path, Score] = {}
+        self.failures: list[Failure] = []
+        self.forward = 0
+        self._open: dict[str, list[Path]] = {}  # content that is on its way -> the files that have it
+        self._waiting: list[tuple[Content, Seen, bool]] = []
+
+    def run(self, photos: Sequence[Path]) -> None:
+        """Score them all."""
+        for content, result in self.scorer.see(self._new(photos)):
+            if isinstance(result, ImageError):
+                for photo in self._open.pop(content.digest, [content.photo]):
+                    self.fail(str(photo), result.reason)
+                continue
+            self.forward += 1
+            keep = bool(content.digest) and state_of(content.photo) == content.state
+            if keep and self.cache is not None:
+                self._keep(self.cache, content.digest, result)
+            self._judge_later(content, result, keep)
+        self._judge()
+
+    def _new(self, photos: Sequence[Path]) -> Iterator[tuple[Content, Source]]:
+        """The files that have to go through the backbones; the others are dealt with on the way."""
+        contents = (Content(photo, "", "") for photo in photos) if self.cache is None else self.cache.contents(photos)
+        for content in contents:
+            if self.cache is not None and content.digest:
+                if content.digest in self._open:  # a copy of one that is under way
+                    self._open[content.digest].append(content.photo)
+                    continue
+                known = self.cache.score(content.digest, self.scorer.digest)
+                score = None if known is None else _score_of(known, str(content.photo))
+                if score is not None:
+                    self._done(content.photo, score)
+                    continue
+                self._open[content.digest] = [content.photo]
+                seen = self._kept(self.cache, content.digest)
+                if seen is not None:
+                    self._judge_later(content, seen, True)
+                    continue
+            yield content, content.photo
+
+    def _kept(self, cache: Cache, content: str) -> Seen | None:
+        """What the backbones made of a photo earlier."""
+        nodes_key, semantic_key = self.scorer.keys
+        nodes = cache.features(content, nodes_key)
+        semantic = nodes if semantic_key == nodes_key else cache.features(content, semantic_key)
+        if nodes is None or nodes.numbers is None or semantic is None or semantic.numbers is None:
+            return None
+        return Seen(nodes.numbers, semantic.numbers, nodes.pixels, Aside.of_json(nodes.notes))
+
+    def _keep(self, cache: Cache, content: str, seen: Seen) -> None:
+        nodes_key, semantic_key = self.scorer.keys
+        numbers = None if self.scorer.takes_maps else seen.nodes
+        notes = seen.aside.to_json()
+        if semantic_key != nodes_key:
+            cache.put_features(content, semantic_key, Kept(seen.semantic, seen.pixels, notes))
+        cache.put_features(content, nodes_key, Kept(numbers, seen.pixels, notes))
+
+    def _judge_later(self, content: Content, seen: Seen, keep: bool) -> None:
+        """Several are judged at once. `keep`: whether its score goes into the cache: not of a file that has changed."""
+        self._waiting.append((content, seen, keep))
+        if len(self._waiting) >= self.scorer.together:
+            self._judge()
+
+    def _judge(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        names, seen = [str(content.photo) for content, *_ in waiting], [seen for _, seen, _ in waiting]
+        for (content, _, keep), score in zip(waiting, self.scorer.judge(names, seen), strict=True):
+            if keep and self.cache is not None:
+                self.cache.put_score(content.digest, self.scorer.digest, score.to_json())
+            for photo in self._open.pop(content.digest, [content.photo]):
+                self._done(photo, replace(score, photo=str(photo)))
+        if self.cache is not None:
+            self.cache.commit()
+
+    def _done(self, photo: Path, score: Score) -> None:
+        self.found[photo] = score
+        self._tell()
+
+    def fail(self, photo: str, reason: str) -> None:
+        """A photo cannot be scored."""
+        self.failures.append(Failure(photo, reason))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(len(self.found) + len(self.failures), self.total, "photos")

@@ -6,13 +6,16 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from milnet.cli.common import Context, command, command_line
-from milnet.cli.showing import Stars, introduction, read_stars, show_scores, tell_failures
+from milnet.cli.showing import Stars, find_library, introduction, read_stars, show_scores, tell_failures
 from milnet.places import MODELS, bundled
+
+if TYPE_CHECKING:
+    from milnet.scoring import Failure, Score
 
 _NOTE = "One seed, pooled out-of-fold predictions, with 95 % bootstrap intervals by theme. "
 _TITLES = {
@@ -33,14 +36,13 @@ def demo(
     """Measure the method on the shipped pool, train, score photos, write a report. No download, under two minutes."""
     from milnet.annotations import load_table
     from milnet.demo import METRICS, run
-    from milnet.library import find_photos
     from milnet.report import Figures, check_report, write_report
     from milnet.scoring import Scorer, score_files
     from milnet.shipped import BETTER, best_model
 
     check_report(output)
     limits, device = read_stars(stars), context.compute_device()
-    files = find_photos(photos).photos if photos else ()
+    library = find_library(context, photos) if photos else None
     data, usable = bundled("pool"), best_model(context.warn)
     began = time.monotonic()
     table, _ = load_table(data)
@@ -67,11 +69,15 @@ def demo(
         scorer = Scorer.load(model, device=device, offline=True, stars=limits)
         opening = introduction(usable, scorer)
         with context.progress() as progress:
-            scores, failures = score_files(scorer, files, progress=progress) if files else ([], [])
+            scores: list[Score] = []
+            failures: list[Failure] = []
+            if library is not None:
+                scored = score_files(scorer, library.photos, progress=progress)
+                scores, failures = scored.scores, [*library.failures, *scored.failures]
             how = {"figures": figures, "command": command_line(), "progress": progress}
             write_report(output, scores, failures, scorer=scorer, introduction=opening, **how)
     context.say(opening)
-    if files:
+    if library is not None:
         show_scores(context, scorer, scores, len(scores))
     tell_failures(context, failures)
     context.say(f"{output.resolve()}, {time.monotonic() - began:.0f} s")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +26,27 @@ Stars = Annotated[
     str | None,
     typer.Option(help="Percentiles in the pool from which a photo has 2, 3, ... stars.", show_default="10,35,65,90"),
 ]
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the arguments of a command name: photos, and what cannot be one."""
+
+    photos: tuple[Path, ...]
+    failures: tuple[Failure, ...]
+
+
+def find_library(context: Context, photos: Sequence[str] | None, files_from: str | None = None) -> Named:
+    """The photos that are meant; says what was left out on purpose. UsageError when there are none."""
+    from milnet.library import find_photos
+    from milnet.scoring import Failure
+
+    if not photos and files_from is None:
+        raise UsageError("which photos? Expected files, folders or patterns, or a list: --files-from FILE")
+    library = find_photos(photos or (), files_from=files_from)
+    for note in library.notes:
+        context.warn(note)
+    return Named(library.photos, tuple(Failure(error.file, error.reason) for error in library.failures))
 
 
 def load_scorer(
@@ -82,7 +105,7 @@ def show_scores(context: Context, scorer: Scorer, scores: Sequence[Score], limit
                 star_signs(s.stars, len(scorer.stars) + 1),
                 "" if s.percentile is None else f"{s.percentile:.0f}",
                 interval(s),
-                f"{s.spread:.2f}",
+                "" if s.spread is None else f"{s.spread:.2f}",
                 "" if s.unlike is None else f"{s.unlike:.2f}" + ("!" if s.unlike > UNLIKE else ""),
             ]
             for s in sorted(scores, key=lambda s: -s.score)[:limit]

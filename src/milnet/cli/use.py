@@ -1,8 +1,7 @@
-"""score, explain, info, doctor: using a model, and looking at what is there."""
+"""explain, info, doctor: why a score, and what is there."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,72 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command, find_any
-from milnet.cli.showing import ModelName, Stars, interval, load_scorer, show_scores, tell_failures
+from milnet.cli.showing import ModelName, Stars, find_library, interval, load_scorer, tell_failures
 from milnet.version import __version__
-
-
-@command("score")
-def score(
-    context: Context,
-    photos: Annotated[list[str], typer.Argument(help="Photos, folders, patterns.", show_default=False)],
-    model: ModelName = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="scores.csv, .jsonl or .parquet.", show_default=False)
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Where the backbone's weights are now.", show_default="as at training")
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU (1 above 512 pixels), else 64"),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
-    ] = None,
-    stars: Stars = None,
-) -> Mapping[str, Any]:
-    """Score photos. Bad ones are listed and the rest is scored; with -o, a stopped run goes on where it was."""
-    from milnet.images import MAX_PIXELS
-    from milnet.library import find_photos
-    from milnet.outputs import check_output, check_suffix, errors_path, write_failures, write_scores
-    from milnet.scoring import Journal, score_files
-
-    if output is not None:
-        check_suffix(output)
-    files = find_photos(photos).photos
-    how = {"batch": batch, "workers": workers, "max_pixels": max_pixels or MAX_PIXELS}
-    name, scorer = load_scorer(context, model, stars, weights, **how)
-    if output is not None:
-        check_output(output, scorer.model.values.tolist())
-    journal = None if output is None else Journal(output.with_name(output.name + ".journal"), scorer.digest)
-    began = time.monotonic()
-    try:
-        with context.progress() as progress:
-            scores, failures = score_files(scorer, files, journal, progress=progress)
-    except BaseException:
-        if journal is not None:
-            journal.close(remove=False)
-        raise
-    seconds = time.monotonic() - began
-    if output is not None and journal is not None:
-        write_scores(output, scores, scorer.model.values.tolist())
-        if failures:
-            write_failures(errors_path(output), failures)
-        else:
-            errors_path(output).unlink(missing_ok=True)  # left by an earlier run
-        journal.close(remove=True)
-    show_scores(context, scorer, scores, 20 if output else len(scores))
-    if output and len(scores) > 20:
-        context.say(f"... and {len(scores) - 20:,} more in {output}")
-    context.say(f"{len(scores):,} photos, {seconds:.1f} s" + (f", {output}" if output else ""))
-    tell_failures(context, failures)
-    return {
-        "model": name,
-        "scores": [s.row() for s in scores],
-        "failures": [failure.__dict__ for failure in failures],
-        "seconds": seconds,
-    }
 
 
 @command("explain")
@@ -90,13 +25,13 @@ def explain(
 ) -> Mapping[str, Any]:
     """Say which rated photos moved the score of a photo, by how much, and how far the score can be trusted."""
     from milnet.doubt import UNLIKE
-    from milnet.library import find_photos
     from milnet.scoring import score_files, star_signs
 
-    files = find_photos(photos).photos
+    library = find_library(context, photos)
     name, scorer = load_scorer(context, model, stars, weights)
     with context.progress() as progress:
-        scores, failures = score_files(scorer, files, progress=progress)
+        scored = score_files(scorer, library.photos, progress=progress)
+    scores, failures = scored.scores, [*library.failures, *scored.failures]
     fitted = scorer.model
     exact = fitted.recipe.model != "graph"
     for s in scores:
@@ -104,7 +39,7 @@ def explain(
         if s.low is not None:
             context.say(f"  90 % interval for the mean vote of a large panel: {interval(s)}")
         votes = _bars(s.distribution)
-        context.say(f"  predicted votes {votes}, spread {s.spread:.2f}")
+        context.say(f"  predicted votes {votes}" + ("" if s.spread is None else f", spread {s.spread:.2f}"))
         if s.percentile is not None:
             context.say(
                 f"  scores higher than {s.percentile:.0f} % of the pool's {len(fitted.pool):,} photos: "
