@@ -14,7 +14,7 @@ import milnet
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
     "version", "errors", "places", "artifacts", "annotations", "entropy",
-    "images", "signals", "library",
+    "exif", "heif", "raw", "images", "signals", "library",
     "datasets", "splits",
     "_torchvision", "features", "mlsp", "pocket", "pickles", "backbones", "weights", "extraction", "storing",
     "references", "model", "pool", "album", "published_files", "losses", "metrics", "samples", "training", "tuning",

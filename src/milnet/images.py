@@ -2,6 +2,8 @@
 
     open_photo -> Photo -> resize_whole | resize_crop | resize_original -> to_array     HWC uint8 RGB in [0, 255]
 
+Pillow reads most formats; HEIC (heif.py) and RAW (raw.py) are read by extras.
+
 What a viewer would show is what is scored: EXIF orientation is applied, embedded colour profiles are followed,
 transparent parts lie on white, an animation is its first frame. The decoder is chosen by content, never by suffix.
 Everything that is wrong with a file is an `ImageError`. Damaged or cut files are refused, never half shown.
@@ -40,12 +42,14 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
+from milnet import exif, heif, raw
 from milnet.errors import ImageError, UsageError
 
 MAX_PIXELS = 200_000_000  # width x height; a small file can claim any size and so fill the memory
 _NAMES = "apng avif avifs bmp gif j2k jfif jp2 jpe jpeg jpf jpg jpx mpo pbm pgm png pnm ppm tif tiff webp"
 LEAST_SIDE = 96  # pixels a side that `original_size` gives at least: InceptionResNetV2 takes no less than 75
-EXTRAS: dict[str, str] = {}  # suffix -> the extra that reads such files
+# suffix -> the extra that reads such files
+EXTRAS = dict.fromkeys(heif.SUFFIXES, "heif") | dict.fromkeys(raw.SUFFIXES, "raw")
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split()) | EXTRAS.keys()  # of files worth trying, in lower case
 
 Source = str | Path | bytes | Image.Image | NDArray[np.uint8]  # array: HxW grey, HxWx3 RGB or HxWx4 RGBA, uint8
@@ -69,6 +73,8 @@ class Photo:
 
     pixels: Image.Image  # mode RGB, sRGB, upright
     reduced: int  # 1 = decoded in full; 2, 4, 8 = the sides of a JPEG were divided by this while decoding
+    size: tuple[int, int]  # width, height of the upright photo in full: more than `pixels` has when those were reduced
+    exif: bytes = b""  # its EXIF as a TIFF block (exif.py), b"" where there is none; the orientation no longer holds
 
     @property
     def digest(self) -> str:
@@ -93,42 +99,58 @@ def open_photo(source: Source, *, max_pixels: int = MAX_PIXELS, draft_side: int 
     leaves a long side of 2 x draft_side: faster, other pixels. After the final bicubic resize to a long side of
     `draft_side`, the mean absolute difference to full decoding is at most 1.0 of 255 on photos (0.2 to 0.8 measured).
 
+    Of a RAW `pixels` is the camera's own picture where that is large enough, else a development (raw.py), and `size` is
+    that of the sensor.
+
     Raises ImageError, which names the file, "<bytes>", "<PIL image>" or "<array>", and the reason.
     """
     if draft_side is not None and draft_side < 1:
         raise UsageError(f"draft_side must be at least 1 pixel, got {draft_side}")
-    with _opened(source) as (image, name, _):
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(
-                name,
-                f"{width} x {height} = {width * height} pixels, more than the limit of {max_pixels}: "
-                "make the image smaller, or raise max_pixels if you trust it",
-            )
+    with _opened(source) as opened:
+        image, name = opened.image, opened.name
+        _check_pixels(image, name, max_pixels)
+        size = image.size
         reduced = 1 if draft_side is None else _draft(image, draft_side)
         image.load()
+        if reduced == 1 and image.size != size:  # the header of a HEIC or RAW may not tell the truth
+            _check_pixels(image, name, max_pixels)
+            size = image.size
         pixels = _srgb(image, name)
         # After load(): a PNG may have its EXIF behind the pixels, and a TIFF is turned by load() itself.
-        transpose = _TRANSPOSE.get(_orientation(image))
+        orientation, block = opened.orientation(), opened.exif()
+        transpose = _TRANSPOSE.get(orientation)
         if transpose is not None:
             pixels = pixels.transpose(transpose)
         elif pixels is image:
             pixels = image.copy()  # the caller's image, or one that holds on to its file
         pixels.info = {}  # the profile and the orientation no longer hold
-    return Photo(pixels, reduced)
+    return Photo(pixels, reduced, _upright(opened.full_size or size, orientation), block)
 
 
 def header_size(source: Source) -> tuple[int, int]:
-    """(width, height) in pixels of the upright photo, from the header alone; of any size, as nothing is decoded.
+    """(width, height) in pixels of what `open_photo` gives in full, from the header alone; nothing is decoded.
 
-    Raises ImageError as `open_photo` does; damage behind the header is not seen.
+    Of any size. Raises ImageError as `open_photo` does; damage behind the header is not seen.
     """
-    with _opened(source) as (image, _, stream):
-        width, height = image.size
-        orientation = _orientation(image)
-        if orientation == 1 and stream is not None and image.format == "PNG":
-            orientation = _exif_orientation(_late_png_exif(stream))
-        return (height, width) if orientation >= 5 else (width, height)
+    with _opened(source) as opened:
+        orientation = opened.orientation()
+        if orientation == 1 and opened.stream is not None and opened.image.format == "PNG":
+            orientation = exif.orientation(exif.block(_late_png_exif(opened.stream)))
+        return _upright(opened.image.size, orientation)
+
+
+def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            name,
+            f"{width} x {height} = {width * height} pixels, more than the limit of {max_pixels}: "
+            "make the image smaller, or raise max_pixels if you trust it",
+        )
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return (size[1], size[0]) if orientation >= 5 else size
 
 
 def input_size(width: int, height: int, *, size: int, multiple: int = 32) -> tuple[int, int]:
@@ -245,9 +267,54 @@ def _reader(stream: IO[bytes], name: str) -> ImageFile.ImageFile:
     raise ImageError(name, f"not an image of a format that is read here ({', '.join(_FORMATS)})")
 
 
+def _read_header(stream: BinaryIO, name: str) -> _Opened:
+    """Open a file by its content. HEIC and RAW come first: Pillow takes some of them for AVIF, or for TIFF."""
+    if heif.is_heif(stream):
+        return _Opened(heif.open_heif(stream, name), name, stream)
+    if not raw.is_raw(stream):
+        stream.seek(0)
+        return _Opened(_reader(stream, name), name, stream)
+    found = raw.open_raw(stream, name)
+    if found.preview is not None:
+        preview = _Jpeg(BytesIO(found.preview), "")
+        if found.is_enough(preview.size):
+            return _Opened(preview, name, stream, found)
+    return _Opened(found.image, name, stream, found)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An image with its header read."""
+
+    image: Image.Image
+    name: str  # for errors
+    stream: BinaryIO | None
+    raw: raw.Raw | None = None  # what the image is a picture of
+
+    @property
+    def full_size(self) -> tuple[int, int] | None:
+        """Size, not turned as the image is not, of what the image is a smaller picture of."""
+        return None if self.raw is None else self.raw.size
+
+    def orientation(self) -> int:
+        """EXIF orientation 1 to 8: what is still to be done to the image."""
+        if self.image.format == "HEIF":  # its decoder has done it
+            return 1
+        own = exif.orientation(_exif(self.image))
+        return own if self.raw is None else self.raw.turn(self.image.size, own)
+
+    def exif(self) -> bytes:
+        """The EXIF as a block of its own; b"" where there is none."""
+        if self.raw is not None:
+            return self.raw.exif or _exif(self.image)
+        if self.image.format == "TIFF" and self.stream is not None:
+            return exif.of_tiff(self.stream)
+        return _exif(self.image)
+
+
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[Image.Image, str, BinaryIO | None]]:
-    """Give (image with its header read, name for errors, stream or None); whatever goes wrong is an ImageError."""
+def _opened(source: Source) -> Iterator[_Opened]:
+    """Read the header; whatever goes wrong, here or inside, is an ImageError."""
     stream: BinaryIO | None = None
     name = "<array>"
     try:
@@ -256,14 +323,15 @@ def _opened(source: Source) -> Iterator[tuple[Image.Image, str, BinaryIO | None]
         elif isinstance(source, bytes):
             name, stream = "<bytes>", BytesIO(source)
         if stream is not None:
-            image: Image.Image = _reader(stream, name)
+            opened = _read_header(stream, name)
         elif isinstance(source, Image.Image):
-            name, image = "<PIL image>", source
+            name = "<PIL image>"
+            opened = _Opened(source, name, None)
         else:
-            image = _from_array(source)
-        if min(image.size) < 1:
-            raise ImageError(name, f"has no pixels ({image.width} x {image.height})")
-        yield image, name, stream
+            opened = _Opened(_from_array(source), name, None)
+        if min(opened.image.size) < 1:
+            raise ImageError(name, f"has no pixels ({opened.image.width} x {opened.image.height})")
+        yield opened
     except ImageError:
         raise
     except MemoryError as error:
@@ -317,41 +385,23 @@ def _draft(image: Image.Image, draft_side: int) -> int:
     return 1 if answer is None else round(width / answer[1][2])
 
 
-# ---- orientation -----------------------------------------------------------------------------------------------------
+# ---- EXIF ------------------------------------------------------------------------------------------------------------
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 when there is none or the EXIF is damaged, for the pixels are good all the same.
+def _exif(image: Image.Image) -> bytes:
+    """The EXIF block of an image, b"" when there is none or it is damaged.
 
     Read here and not by Image.getexif, which warns on damage and decodes the pixels of a PNG. A TIFF has no entry in
     `info`: Pillow turns it itself.
     """
-    exif = image.info.get("exif", b"")
+    found = image.info.get("exif") or b""
     text = image.info.get("Raw profile type exif")  # a PNG by older ImageMagick: name, length, hexadecimal digits
-    if not exif and isinstance(text, str):
+    if not found and isinstance(text, str):
         try:
-            exif = bytes.fromhex("".join(text.split("\n")[3:]))
+            found = bytes.fromhex("".join(text.split("\n")[3:]))
         except ValueError:
-            return 1
-    return _exif_orientation(exif)
-
-
-def _exif_orientation(exif: bytes) -> int:
-    data = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", data, 4)
-        (count,) = struct.unpack_from(order + "H", data, start)
-        for place in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(order + "HH", data, place)
-            if tag == 0x0112:
-                value = struct.unpack_from(order + ("I" if kind == 4 else "H"), data, place + 8)[0]
-                return value if value in _TRANSPOSE else 1
-    except struct.error:
-        pass
-    return 1
+            return b""
+    return exif.block(found) if isinstance(found, bytes) else b""
 
 
 def _late_png_exif(stream: BinaryIO) -> bytes:
