@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -109,25 +110,93 @@ def test_score(place: Path, tmp_path: Path) -> None:
     assert milnet("score", tmp_path / "in", "--model", place / "model", "--quiet").stdout == ""
 
 
-def test_score_goes_on_after_a_kill(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("no_cache", [False, True])
+def test_score_goes_on_after_a_kill(no_cache: bool, place: Path, tmp_path: Path) -> None:
+    """Killed in the middle: nothing is lost, nothing is there twice, nothing is made again."""
     whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
     (tmp_path / "in").mkdir()
     for i in range(150):
         made.photo(2000 + i, 320, 240).save(tmp_path / "in" / f"{i:03}.png")
-    milnet("score", tmp_path / "in", "--model", place / "model", "-o", whole)
-    command = [sys.executable, "-c", "from milnet.cli import main; main()", "score", str(tmp_path / "in"), "--model",
-               str(place / "model"), "-o", str(cut)]  # fmt: skip
+    options = ["score", tmp_path / "in", "--model", place / "model"]
+    milnet(*options, "--no-cache", "-o", whole)
+    assert not list(tmp_path.glob("*.journal*"))
+    options += ["-o", cut, "--json", *(["--no-cache"] if no_cache else [])]
+    command = [sys.executable, "-c", "from milnet.cli import main; main()", *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal = tmp_path / "cut.csv.journal-wal"
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 30_000):
+    kept = tmp_path / "cut.csv.journal" if no_cache else Path(os.environ["MILNET_HOME"]) / "cache.sqlite"
+    wal = kept.with_name(kept.name + "-wal")
+    while process.poll() is None and not (wal.exists() and wal.stat().st_size > 100_000):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not cut.exists()
-    milnet("score", tmp_path / "in", "--model", place / "model", "-o", cut)
+    found = sqlite3.connect(kept)
+    (before,) = found.execute("SELECT count(*) FROM scores").fetchone()
+    found.close()
+    assert 0 < before < 150
+    assert json.loads(milnet(*options).stdout)["forward"] == 150 - before
+    assert kept.exists() != no_cache  # the journal has done its work
     first, second = polars.read_csv(whole), polars.read_csv(cut)
     assert first["photo"].to_list() == second["photo"].to_list()
-    assert (first["score"] - second["score"]).abs().max() < 1e-5
+    assert (first["score"] - second["score"]).abs().max() < 1e-5  # type: ignore[operator]
+    assert json.loads(milnet(*options).stdout)["forward"] == (150 if no_cache else 0)
+
+
+def test_score_for_other_programs(place: Path, tmp_path: Path) -> None:
+    """The best, those above a limit, lists in and lists out."""
+    everything = json.loads(milnet("score", place / "photos", "--model", place / "model", "--json").stdout)["scores"]
+    best = sorted(everything, key=lambda row: -row["score"])
+    options = ["score", "--model", place / "model"]
+    out = tmp_path / "top.csv"
+    milnet(*options, place / "photos", "--top", 3, "-o", out)
+    top = polars.read_csv(out)
+    assert top["photo"].to_list() == [row["photo"] for row in best[:3]]
+    assert top["folder_percentile"].to_list() == [row["folder_percentile"] for row in best[:3]]  # among all
+    limit = best[10]["score"]
+    said = milnet(*options, place / "photos", "--min-score", limit, "--files").stdout.splitlines()
+    assert said == [row["photo"] for row in everything if row["score"] >= limit]
+    assert len(said) == 11
+    odd = tmp_path / "line\nbreak.png"
+    shutil.copy(place / "photos" / "photo000.png", odd)
+    assert "pass --null" in milnet(*options, odd, "--files", code=2).stderr
+    assert milnet(*options, odd, "--files", "--null").stdout == f"{odd}\0"
+    (tmp_path / "list").write_text("".join(f"{row['photo']}\n" for row in best[:5]) + f"{tmp_path / 'gone.png'}\n")
+    listed = milnet(*options, "--files-from", tmp_path / "list", "--json", code=1)
+    found = json.loads(listed.stdout)
+    assert [row["photo"] for row in found["scores"]] == [row["photo"] for row in best[:5]]
+    assert [failure["photo"] for failure in found["failures"]] == [str(tmp_path / "gone.png")]
+    assert found["forward"] == 0
+    for wrong, why in (
+        (["--null"], "pass --files"), (["--dry-run"], "pass --xmp"), ([], "which photos"),
+        ([place / "photos", "--stars", "score:a"], "expected limits with commas"),
+        ([place / "photos", "--stars", "votes:1"], "expected limits with commas"),
+    ):  # fmt: skip
+        assert why in milnet(*options, *wrong, code=2).stderr
+    stars = milnet(*options, place / "photos", "--stars", f"score:{limit}", "--json").stdout
+    assert sum(row["stars"] == 2 for row in json.loads(stars)["scores"]) == 11
+
+
+def test_cache(place: Path, tmp_path: Path) -> None:
+    assert "empty" in milnet("cache").stdout
+    shutil.copytree(place / "photos", tmp_path / "in")
+    milnet("score", tmp_path / "in", "--model", place / "model")
+    found = json.loads(milnet("cache", "--json").stdout)
+    assert (found["files"], found["photos"], list(found["models"].values())) == (60, 60, [60])
+    assert "60 photos" in milnet("cache").stdout
+    (tmp_path / "in" / "photo000.png").unlink()
+    assert "would forget 1 scores, the numbers of 1 photos" in milnet("cache", "--missing", "--dry-run").stdout
+    assert json.loads(milnet("cache", "--missing", "--json").stdout)["removed"] == {
+        "files": 1, "features": 1, "scores": 1,
+    }  # fmt: skip
+    assert "--all" in milnet("cache", "--dry-run", code=2).stderr
+    assert "would forget 59" in milnet("cache", "--all", "--dry-run").stdout
+    assert json.loads(milnet("cache", "--json").stdout)["photos"] == 59
+    assert "everything forgotten" in milnet("cache", "--all").stdout
+    assert json.loads(milnet("cache", "--json").stdout)["photos"] == 0
+    home = Path(os.environ["MILNET_HOME"])
+    (home / "cache.sqlite").write_text("no database " * 100)
+    assert "remove it and run again" in milnet("score", tmp_path / "in", "--model", place / "model", code=2).stderr
+    assert "60 more" not in milnet("score", tmp_path / "in", "--model", place / "model", "--no-cache").stdout
 
 
 def test_evaluate(place: Path, tmp_path: Path) -> None:

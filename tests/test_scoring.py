@@ -186,6 +186,12 @@ def test_stars() -> None:
     assert stars((10, 35, 65, 90)) == [1, 1, 2, 3, 4, 5, 5]
     assert stars((50,)) == [1, 1, 1, 2, 2, 2, 2]
     assert ranked([example(1.0)])[0].stars is None
+    given = lambda limits, of: [s.stars for s in ranked([example(x) for x in (1.0, 2.5, 3.0)], limits, of)]  # noqa: E731
+    assert given((2.5,), "score") == [1, 2, 2]
+    assert given((40, 60), "folder_percentile") == [1, 2, 3]
+    assert check_stars((-1, 700), "score") == (-1.0, 700.0)
+    with pytest.raises(UsageError, match="expected ascending scores, for example"):
+        check_stars((3, 2), "score")
     for wrong in ((), (50, 50), (60, 40), (0, 50), (50, 100), (float("nan"),)):
         with pytest.raises(UsageError, match="expected ascending percentiles between 0 and 100"):
             check_stars(wrong)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from milnet.weights import KNOWN, require, stand_in
 
 _FEW = 16  # photos that are scored together, by one thread
 STARS = (10.0, 35.0, 65.0, 90.0)  # percentiles in the pool from which a photo has 2, 3, 4, 5 stars
+StarsOf = Literal["percentile", "folder_percentile", "score"]  # what the limits of the stars are limits of
 LISTED = 8  # references of a photo that are shown at most
 SIGNALS = tuple(field.name for field in fields(Signals))  # columns of the technical measurements
 _CHUNK = 64  # photos that go through the first of two backbones before they go through the second
@@ -65,7 +66,7 @@ class Score:
     high: float | None
     spread: float | None  # expected standard deviation of the votes: how much viewers disagree; None of one's own taste
     percentile: float | None  # 100 x share of pool photos whose out-of-fold predicted score is lower
-    stars: int | None  # 1 + how many of the scorer's `stars` (percentiles) are reached
+    stars: int | None  # 1 + how many of the scorer's `stars` (percentiles, or scores) are reached
     folder_percentile: float | None  # the same among the photos of this call
     unlike: float | None  # 1 - share of pool photos whose own nearest similarity is lower: above .97, outside the pool
     distribution: tuple[float, ...]  # share of votes at each value
@@ -214,9 +215,10 @@ class Scorer:
         *,
         device: str = "cpu",
         stars: Sequence[float] = STARS,
+        stars_of: StarsOf = "percentile",
     ) -> None:
         self.model, self.nodes, self.semantic, self.digest, self.device = model, nodes, semantic, digest, device
-        self.stars = check_stars(stars)
+        self.stars, self.stars_of = check_stars(stars, stars_of), stars_of
         self._spans = {role: slice(*part["span"]) for role, part in model.features.items()}
         # what decides the numbers of each backbone: by these a cache knows them
         self.keys = tuple(digest_text(canonical_json(one.config)) for one in (nodes, semantic))
@@ -234,10 +236,12 @@ class Scorer:
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
         stars: Sequence[float] = STARS,
+        stars_of: StarsOf = "percentile",
     ) -> Scorer:
         """Load a MODEL folder, or a shipped model by its name, and the backbones its features were made with.
 
-        `stars`: ascending percentiles in the pool from which a photo has 2, 3, ... stars.
+        `stars`: ascending percentiles in the pool from which a photo has 2, 3, ... stars; with `stars_of` percentiles
+        in the folder, or scores.
         `weights`, `semantic_weights`: where the weights of the node and the semantic backbone are now ("hub" may
         download them); by default where they were for the features, or the hub's cache. A model of one backbone needs
         the first alone. Raises ArtifactError for a folder that is no model, WeightsError when the backbone's weights
@@ -260,13 +264,14 @@ class Scorer:
         how: Any = {
             "offline": offline, "device": device, "batch": batch, "workers": workers, "max_pixels": max_pixels,
         }  # fmt: skip
+        own: Any = {"device": device, "stars": stars, "stars_of": stars_of}
         place, expected = where_weights(part, weights, "--weights")
         extractor = load_extractor(part["extraction"], place, digest=expected, pooling=pooling, **how)
         if _photo_part(semantic["extraction"]) == _photo_part(part["extraction"]):
-            return cls(fitted, extractor, extractor, manifest.digest, device=device, stars=stars)
+            return cls(fitted, extractor, extractor, manifest.digest, **own)
         place, expected = where_weights(semantic, semantic_weights, "--semantic-weights")
         second = load_extractor(semantic["extraction"], place, digest=expected, **how)
-        return cls(fitted, extractor, second, manifest.digest, device=device, stars=stars)
+        return cls(fitted, extractor, second, manifest.digest, **own)
 
     @property
     def batch(self) -> int:
@@ -286,7 +291,7 @@ class Scorer:
             found[key] = result
             if progress is not None:
                 progress(len(found), len(several), "photos")
-        return ranked([found[i] for i in range(len(several))], self.stars)
+        return ranked([found[i] for i in range(len(several))], self.stars, self.stars_of)
 
     def stream(self, items: Iterable[tuple[Any, Source]]) -> Iterator[tuple[Any, Score | Failure]]:
         """Yield (key, Score or Failure) for each (key, source), as they are made, not in their order."""
@@ -441,13 +446,16 @@ def _known(x: float) -> float | None:
     return None if np.isnan(x) else float(x)
 
 
-def check_stars(percentiles: Sequence[float]) -> tuple[float, ...]:
-    """Percentiles from which a photo has 2, 3, ... stars; UsageError unless they ascend within 0 .. 100."""
-    found = tuple(float(x) for x in percentiles)
-    if not found or list(found) != sorted(set(found)) or not all(0 < x < 100 for x in found):
+def check_stars(limits: Sequence[float], of: StarsOf = "percentile") -> tuple[float, ...]:
+    """Limits from which a photo has 2, 3, ... stars; UsageError unless they ascend, percentiles within 0 .. 100."""
+    found = tuple(float(x) for x in limits)
+    inside = all(np.isfinite(x) if of == "score" else 0 < x < 100 for x in found)
+    if not found or list(found) != sorted(set(found)) or not inside:
+        example = "2.5,3.5,4.5,5.5" if of == "score" else ",".join(f"{x:g}" for x in STARS)
         raise UsageError(
-            f"stars {','.join(f'{x:g}' for x in found) or 'none'}: expected ascending percentiles between 0 and 100, "
-            f"for example {','.join(f'{x:g}' for x in STARS)}: from each of them on a photo has one star more"
+            f"stars {','.join(f'{x:g}' for x in found) or 'none'}: expected ascending "
+            + ("scores" if of == "score" else "percentiles between 0 and 100")
+            + f", for example {example}: from each of them on a photo has one star more"
         )
     return found
 
@@ -457,7 +465,7 @@ def star_signs(stars: int | None, of: int) -> str:
     return "" if stars is None else "\u2605" * stars + "\u2606" * (of - stars)
 
 
-def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS) -> list[Score]:
+def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS, stars_of: StarsOf = "percentile") -> list[Score]:
     """The same scores with their stars, and 100 x the share of the others of this call that score lower (ties half)."""
     ordered = np.sort([score.score for score in scores])
     found = []
@@ -466,8 +474,9 @@ def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS) -> list[Scor
         if len(scores) > 1:
             low, high = np.searchsorted(ordered, score.score, "left"), np.searchsorted(ordered, score.score, "right")
             folder = float(100 * (low + (high - low - 1) / 2) / (len(ordered) - 1))  # ties without the photo itself
-        reached = None if score.percentile is None else 1 + sum(score.percentile >= limit for limit in stars)
-        found.append(replace(score, folder_percentile=folder, stars=reached))
+        placed = replace(score, folder_percentile=folder)
+        of: float | None = getattr(placed, stars_of)
+        found.append(replace(placed, stars=None if of is None else 1 + sum(of >= limit for limit in stars)))
     return found
 
 
@@ -514,7 +523,7 @@ def score_files(
     order = {str(photo): i for i, photo in enumerate(photos)}
     work.failures.sort(key=lambda failure: order.get(failure.photo, -1))
     scores = [work.found[photo] for photo in photos if photo in work.found]
-    return Scored(ranked(scores, scorer.stars), work.failures, work.forward)
+    return Scored(ranked(scores, scorer.stars, scorer.stars_of), work.failures, work.forward)
 
 
 class _Work:

@@ -41,7 +41,7 @@ def demo(
     from milnet.shipped import BETTER, best_model
 
     check_report(output)
-    limits, device = read_stars(stars), context.compute_device()
+    limits, device = read_stars(stars), context.compute_device()  # before the work
     library = find_library(context, photos) if photos else None
     data, usable = bundled("pool"), best_model(context.warn)
     began = time.monotonic()
@@ -66,7 +66,7 @@ def demo(
             if rows:
                 figures.append(Figures(title, rows, _NOTE + what + late))
                 context.table(["  recipe", *(name.upper() for name in METRICS)], [_row(*row) for row in rows])
-        scorer = Scorer.load(model, device=device, offline=True, stars=limits)
+        scorer = Scorer.load(model, device=device, offline=True, **limits)
         opening = introduction(usable, scorer)
         with context.progress() as progress:
             scores: list[Score] = []

@@ -168,14 +168,15 @@ def _open_cache(context: Context, output: Path | None, *, no_cache: bool) -> Cac
 
 
 def _print_files(photos: list[str], *, null: bool) -> None:
-    """Paths on standard output, byte for byte as the system has them."""
-    import os
+    """Paths on standard output."""
+    import io
     import sys
 
     if not null and any("\n" in photo or "\r" in photo for photo in photos):
         raise UsageError("a photo's name has a line break in it, which no list of lines can hold: pass --null")
-    sys.stdout.flush()
-    sys.stdout.buffer.write(b"".join(os.fsencode(photo) + (b"\0" if null else b"\n") for photo in photos))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names as the files have them, whatever the terminal can show
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    print("".join(photo + ("\0" if null else "\n") for photo in photos), end="")
 
 
 @command("cache")

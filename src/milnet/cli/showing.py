@@ -14,7 +14,7 @@ from milnet.errors import UsageError
 from milnet.places import bundled, find_model
 
 if TYPE_CHECKING:
-    from milnet.scoring import Failure, Score, Scorer
+    from milnet.scoring import Failure, Score, Scorer, StarsOf
 
 ModelName = Annotated[
     str | None,
@@ -24,7 +24,11 @@ ModelName = Annotated[
 ]
 Stars = Annotated[
     str | None,
-    typer.Option(help="Percentiles in the pool from which a photo has 2, 3, ... stars.", show_default="10,35,65,90"),
+    typer.Option(
+        help="Percentiles in the pool from which a photo has 2, 3, ... stars; folder:20,40,60,80 for percentiles in "
+        "the folder, score:2.5,3.5,4.5,5.5 for scores.",
+        show_default="10,35,65,90",
+    ),
 ]
 
 
@@ -59,22 +63,34 @@ def load_scorer(
     name = model or best_model(context.warn)
     # without --model nobody has named a folder: one that happens to lie here is not meant
     folder = find_model(name) if model else bundled(name)
-    limits = read_stars(stars)
     scorer = Scorer.load(
-        folder, weights=weights, device=context.compute_device(), offline=context.offline, stars=limits, **how
+        folder, weights=weights, device=context.compute_device(), offline=context.offline, **read_stars(stars), **how
     )
     context.say(introduction(name, scorer))
     return name, scorer
 
 
-def read_stars(text: str | None) -> tuple[float, ...]:
-    """The percentiles that --stars names, checked; None gives the usual ones."""
-    from milnet.scoring import STARS, check_stars
+def read_stars(text: str | None) -> dict[str, Any]:
+    """What --stars says, checked, for a scorer; nothing where it says nothing."""
+    from milnet.scoring import check_stars
 
+    if text is None:
+        return {}
+    kinds: dict[str, StarsOf] = {
+        "": "percentile",
+        "pool": "percentile",
+        "folder": "folder_percentile",
+        "score": "score",
+    }
+    kind, _, limits = text.rpartition(":")
     try:
-        return STARS if text is None else check_stars([float(part) for part in text.split(",")])
-    except ValueError:
-        raise UsageError(f"--stars {text}: expected percentiles with commas, for example 10,35,65,90") from None
+        found = [float(part) for part in limits.split(",")]
+        return {"stars": check_stars(found, kinds[kind]), "stars_of": kinds[kind]}
+    except (ValueError, KeyError):
+        raise UsageError(
+            f"--stars {text}: expected limits with commas, for example 10,35,65,90 (percentiles in the pool), "
+            f"folder:20,40,60,80 or score:2.5,3.5,4.5,5.5"
+        ) from None
 
 
 def introduction(name: str, scorer: Scorer) -> str:
