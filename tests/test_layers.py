@@ -15,6 +15,7 @@ import milnet
 ORDER = [
     "version", "errors", "places", "artifacts", "annotations", "entropy",
     "exif", "heif", "raw", "images", "signals", "library",
+    "packets", "embedded", "xmp",
     "datasets", "splits",
     "_torchvision", "features", "mlsp", "pocket", "pickles", "backbones", "weights", "extraction", "storing",
     "references", "model", "pool", "album", "published_files", "losses", "metrics", "samples", "training", "tuning",
