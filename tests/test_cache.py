@@ -21,7 +21,7 @@ from milnet.extraction import Extractor, Preprocess
 from milnet.features import load_feature_set
 from milnet.recipe import Recipe
 from milnet.recipes import fit
-from milnet.scoring import Score, Scorer, score_files
+from milnet.scoring import Score, Scorer, Seen, score_files, see_files
 from milnet.splits import Split
 from milnet.storing import extract
 
@@ -292,3 +292,22 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(place: Path, photos: l
     assert score_files(scorer, photos[:2], cache).forward == 2
     scorer.see = original  # type: ignore[method-assign]
     assert score_files(scorer, photos[:2], cache).forward == 1
+
+
+def test_seeing_without_judging(place: Path, photos: list[Path], cache: Cache) -> None:
+    """The numbers of files, from the cache where it knows them; a later score needs no forward pass."""
+    scorer = Scorer.load(place / "one", workers=0)
+    photos.append(photos[0].with_name("bad.png"))
+    photos[-1].write_bytes(b"no photo")
+    seen, failures = see_files(scorer, photos, cache)
+    assert list(seen) == photos[:-1]
+    assert [failure.photo for failure in failures] == [str(photos[-1])]
+    for key, result in scorer.see((photo, photo) for photo in photos[:-1]):
+        assert isinstance(result, Seen)
+        np.testing.assert_array_equal(seen[key].nodes, result.nodes)
+        assert seen[key].pixels == result.pixels
+    scored = score_files(scorer, photos, cache)
+    assert scored.forward == 0
+    same(scored.scores, score_files(scorer, photos).scores)
+    again, _ = see_files(scorer, photos, cache)
+    assert all(np.array_equal(again[photo].nodes, seen[photo].nodes) for photo in seen)

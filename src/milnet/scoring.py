@@ -506,39 +506,54 @@ def score_files(
     What the `cache` knows of their contents is not made again, and what is made goes there as it is made.
     """
     work = _Work(scorer, cache, len(photos), progress)
-    readable = []
-    for photo in photos:
-        try:
-            str(photo).encode()
-        except UnicodeEncodeError:
-            name = os.fsencode(photo).decode("utf-8", "backslashreplace")
-            work.fail(name, "its name is not valid UTF-8, so no output could hold it: rename it")
-        else:
-            readable.append(photo)
-    try:
-        work.run(readable)
-    finally:  # whatever stops it, what was made is kept
-        if cache is not None:
-            cache.commit()
-    order = {str(photo): i for i, photo in enumerate(photos)}
-    work.failures.sort(key=lambda failure: order.get(failure.photo, -1))
+    work.run(photos)
     scores = [work.found[photo] for photo in photos if photo in work.found]
     return Scored(ranked(scores, scorer.stars, scorer.stars_of), work.failures, work.forward)
+
+
+def see_files(
+    scorer: Scorer, photos: Sequence[Path], cache: Cache | None = None, *, progress: Progress | None = None
+) -> tuple[dict[Path, Seen], list[Failure]]:
+    """What the backbones make of files, out of the cache where it knows them; the bad ones as failures."""
+    work = _Work(scorer, cache, len(photos), progress, judges=False)
+    work.run(photos)
+    return {photo: work.seen[photo] for photo in photos if photo in work.seen}, work.failures
 
 
 class _Work:
     """Files on their way to their scores: out of the cache, of numbers that the cache has, or of a forward pass."""
 
-    def __init__(self, scorer: Scorer, cache: Cache | None, total: int, progress: Progress | None) -> None:
-        self.scorer, self.cache, self.total, self.progress = scorer, cache, total, progress
+    def __init__(
+        self, scorer: Scorer, cache: Cache | None, total: int, progress: Progress | None, *, judges: bool = True
+    ) -> None:
+        self.scorer, self.cache, self.total, self.progress, self.judges = scorer, cache, total, progress, judges
         self.found: dict[Path, Score] = {}
+        self.seen: dict[Path, Seen] = {}  # instead of scores, where none are wanted
         self.failures: list[Failure] = []
         self.forward = 0
         self._open: dict[str, list[Path]] = {}  # content that is on its way -> the files that have it
         self._waiting: list[tuple[Content, Seen, bool]] = []
 
     def run(self, photos: Sequence[Path]) -> None:
-        """Score them all."""
+        """Score them all. Whatever stops it, what was made is kept."""
+        readable = []
+        for photo in photos:
+            try:
+                str(photo).encode()
+            except UnicodeEncodeError:
+                name = os.fsencode(photo).decode("utf-8", "backslashreplace")
+                self.fail(name, "its name is not valid UTF-8, so no output could hold it: rename it")
+            else:
+                readable.append(photo)
+        try:
+            self._run(readable)
+        finally:
+            if self.cache is not None:
+                self.cache.commit()
+        order = {str(photo): i for i, photo in enumerate(photos)}
+        self.failures.sort(key=lambda failure: order.get(failure.photo, -1))
+
+    def _run(self, photos: Sequence[Path]) -> None:
         for content, result in self.scorer.see(self._new(photos)):
             if isinstance(result, ImageError):
                 for photo in self._open.pop(content.digest, [content.photo]):
@@ -559,7 +574,7 @@ class _Work:
                 if content.digest in self._open:  # a copy of one that is under way
                     self._open[content.digest].append(content.photo)
                     continue
-                known = self.cache.score(content.digest, self.scorer.digest)
+                known = self.cache.score(content.digest, self.scorer.digest) if self.judges else None
                 score = None if known is None else _score_of(known, str(content.photo))
                 if score is not None:
                     self._done(content.photo, score)
@@ -596,6 +611,12 @@ class _Work:
 
     def _judge(self) -> None:
         waiting, self._waiting = self._waiting, []
+        if not self.judges:
+            for content, one, _ in waiting:
+                for photo in self._open.pop(content.digest, [content.photo]):
+                    self.seen[photo] = one
+                    self._tell()
+            return
         if not waiting:
             return
         names, seen = [str(content.photo) for content, *_ in waiting], [seen for _, seen, _ in waiting]
@@ -618,4 +639,5 @@ class _Work:
 
     def _tell(self) -> None:
         if self.progress is not None:
-            self.progress(len(self.found) + len(self.failures), self.total, "photos")
+            done = len(self.found) + len(self.seen) + len(self.failures)
+            self.progress(done, self.total, "photos")
