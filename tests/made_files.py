@@ -88,7 +88,8 @@ def dng(
         (50711, SHORT, 1), (50714, SHORT, 0), (50717, SHORT, 4095),
     ]  # fmt: skip
     common: list[Entry] = [
-        (271, ASCII, b"Made\0"), (272, ASCII, b"Made One\0"), (274, SHORT, orientation), (306, ASCII, date.encode() + b"\0"),
+        (271, ASCII, b"Made\0"), (272, ASCII, b"Made One\0"), (274, SHORT, orientation),
+        (306, ASCII, date.encode() + b"\0"),
         (50706, BYTE, bytes([1, 4, 0, 0])), (50707, BYTE, bytes([1, 1, 0, 0])), (50708, ASCII, b"Made One\0"),
         (50721, SRATIONAL, matrix), (50728, RATIONAL, [1.0, 1.0, 1.0]), (50778, SHORT, 21), (34665, LONG, 0),
     ]  # fmt: skip
@@ -125,3 +126,310 @@ def first_value(entries: Sequence[Entry], tag: int) -> int:
     (value,) = (value for t, _, value in entries if t == tag)
     assert isinstance(value, int)
     return value
+
+
+# ---- HEVC ------------------------------------------------------------------------------------------------------------
+
+BLOCK = 16  # pixels a side of a coding block
+
+# Column 3 of the table of ranges of the least probable symbol (ITU-T H.265, table 9-52), by state.
+_RANGES = (
+    240, 227, 216, 205, 195, 185, 175, 166, 158, 150, 142, 135, 128, 122, 116, 110, 104, 99, 94, 89, 85, 80, 76, 72, 69,
+    65, 62, 59, 56, 53, 50, 48, 45, 43, 41, 39, 37, 35, 33, 31, 30, 28, 27, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15,
+    14, 14, 13, 12, 12, 11, 11, 10, 9,
+)  # fmt: skip
+
+
+class _Bits:
+    """Bits, most significant first."""
+
+    def __init__(self) -> None:
+        self.bits: list[str] = []
+
+    def u(self, count: int, value: int = 0) -> None:
+        """An unsigned number of `count` bits."""
+        self.bits.append(f"{value:0{count}b}")
+
+    def ue(self, *values: int) -> None:
+        """Numbers in exponential Golomb code."""
+        for value in values:
+            code = f"{value + 1:b}"
+            self.bits.append("0" * (len(code) - 1) + code)
+
+    def aligned(self) -> bytes:
+        """All so far, filled up with zeros to a whole byte."""
+        text = "".join(self.bits)
+        text += "0" * (-len(text) % 8)
+        return int(text, 2).to_bytes(len(text) // 8, "big") if text else b""
+
+    def end(self) -> bytes:
+        """With the one bit that ends a unit."""
+        self.u(1, 1)
+        return self.aligned()
+
+
+def _unit(kind: int, content: bytes) -> bytes:
+    """A NAL unit: no three bytes in it may look like a start code."""
+    safe, zeros = bytearray(), 0
+    for byte in content:
+        if zeros >= 2 and byte <= 3:
+            safe.append(3)
+            zeros = 0
+        safe.append(byte)
+        zeros = zeros + 1 if byte == 0 else 0
+    return bytes([kind << 1, 1]) + bytes(safe)
+
+
+def _level(bits: _Bits) -> None:
+    """profile_tier_level: format range extensions, level 6.2."""
+    bits.u(8, 4)
+    bits.u(32, 1 << (31 - 4))
+    bits.u(48, 0b1001 << 44)
+    bits.u(8, 186)
+
+
+def hevc(planes: Sequence[NDArray[np.integer]], depth: int = 8) -> tuple[list[bytes], bytes, tuple[int, int]]:
+    """Parameter sets, picture and (width, height) of one HEVC picture of 1 plane or 3 equally large ones [H, W].
+
+    Its sides are multiples of 16: the last row and column are repeated, and cut away by the conformance window.
+    """
+    height, width = planes[0].shape
+    down, right = -height % BLOCK, -width % BLOCK
+    planes = [np.pad(plane, ((0, down), (0, right)), "edge") for plane in planes]
+    full_height, full_width = planes[0].shape
+
+    video = _Bits()
+    video.u(4, 0)
+    video.u(2, 3)
+    video.u(6, 0)
+    video.u(3, 0)
+    video.u(1, 1)
+    video.u(16, 0xFFFF)
+    _level(video)
+    video.u(1, 1)
+    video.ue(0, 0, 0)
+    video.u(6, 0)
+    video.ue(0)
+    video.u(2, 0)
+
+    sequence = _Bits()
+    sequence.u(4, 0)
+    sequence.u(3, 0)
+    sequence.u(1, 1)
+    _level(sequence)
+    sequence.ue(0, 3 if len(planes) == 3 else 0)
+    if len(planes) == 3:
+        sequence.u(1, 0)
+    sequence.ue(full_width, full_height)
+    sequence.u(1, 1)
+    sequence.ue(0, right, 0, down)
+    sequence.ue(depth - 8, depth - 8, 0)
+    sequence.u(1, 1)
+    sequence.ue(0, 0, 0)
+    sequence.ue(1, 0, 0, 2, 0, 0)  # blocks of 16 that are never split
+    sequence.u(3, 0)
+    sequence.u(1, 1)  # pcm_enabled_flag
+    sequence.u(4, depth - 1)
+    sequence.u(4, depth - 1)
+    sequence.ue(1, 0)
+    sequence.u(1, 1)
+    sequence.ue(0)
+    sequence.u(3, 0)
+    sequence.u(2, 0)
+
+    picture = _Bits()
+    picture.ue(0, 0)
+    picture.u(7, 0)
+    picture.ue(0, 0, 0)
+    picture.u(3, 0)
+    picture.ue(0, 0)
+    picture.u(7, 0)
+    picture.u(3, 0b101)  # deblocking_filter_control_present, no override, switched off
+    picture.u(2, 0)
+    picture.ue(0)
+    picture.u(2, 0)
+
+    head = _Bits()
+    head.u(2, 0b10)
+    head.ue(0, 2, 0)  # picture parameters 0, an I slice, no change of the quantiser
+    parts, state = [head.end()], 0
+    for top in range(0, full_height, BLOCK):
+        for left in range(0, full_width, BLOCK):
+            code = _Arithmetic()  # is started anew behind each block
+            if top or left:
+                code.terminate(False)  # the slice goes on
+            code.likely(_RANGES[state])  # one part
+            state = min(state + 1, 62)
+            code.terminate(True)  # pixels as they are
+            bits = _Bits()
+            for plane in planes:
+                for value in plane[top : top + BLOCK, left : left + BLOCK].ravel().tolist():
+                    bits.u(depth, value)
+            parts += [code.bits.aligned(), bits.aligned()]
+    code = _Arithmetic()
+    code.terminate(True)  # the slice ends; the last bit of the code is the one that ends the unit
+    parts.append(code.bits.aligned())
+    sets = [_unit(32, video.end()), _unit(33, sequence.end()), _unit(34, picture.end())]
+    return sets, _unit(19, b"".join(parts)), (width, height)
+
+
+class _Arithmetic:
+    """The encoder of H.265, section 9.3.4: as much of it as blocks of plain pixels need."""
+
+    def __init__(self) -> None:
+        self.bits = _Bits()
+        self._low, self._range, self._waiting, self._first = 0, 510, 0, True
+
+    def likely(self, least: int) -> None:
+        """The more probable symbol; the other one has the range `least`."""
+        self._range -= least
+        self._renormalise()
+
+    def terminate(self, yes: bool) -> None:
+        """A symbol that is nearly always no; yes ends the code."""
+        self._range -= 2
+        if not yes:
+            self._renormalise()
+            return
+        self._low += self._range
+        self._range = 2
+        self._renormalise()
+        self._put(self._low >> 9 & 1)
+        self.bits.u(2, self._low >> 7 & 3 | 1)
+
+    def _renormalise(self) -> None:
+        while self._range < 256:
+            if self._low >= 512:
+                self._low -= 512
+                self._put(1)
+            elif self._low < 256:
+                self._put(0)
+            else:
+                self._low -= 256
+                self._waiting += 1
+            self._range *= 2
+            self._low *= 2
+
+    def _put(self, bit: int) -> None:
+        if not self._first:
+            self.bits.u(1, bit)
+        self._first = False
+        for _ in range(self._waiting):
+            self.bits.u(1, 1 - bit)
+        self._waiting = 0
+
+
+# ---- HEIF ------------------------------------------------------------------------------------------------------------
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    """A box of an ISO file."""
+    data = b"".join(content)
+    return struct.pack(">I4s", 8 + len(data), kind) + data
+
+
+def _full(kind: bytes, *content: bytes, version: int = 0, flags: int = 0) -> bytes:
+    return box(kind, struct.pack(">I", version << 24 | flags), *content)
+
+
+def heic(
+    rgb: NDArray[np.integer],
+    *,
+    depth: int = 8,
+    alpha: NDArray[np.integer] | None = None,
+    turns: int = 0,
+    mirror: int | None = None,
+    exif: bytes = b"",
+    profile: bytes = b"",
+    tiles: int = 1,
+    brands: bytes = b"heicmif1heic",
+    claimed: tuple[int, int] | None = None,
+) -> bytes:
+    """A HEIC file whose decoded pixels are `rgb` HWC (of `depth` bits), before it is turned and mirrored.
+
+    `turns`: quarters anticlockwise; `mirror`: 0 or 1 as in the box `imir`. `tiles`: put together of that many
+    pictures side by side, as phones do. `claimed`: width and height the container names instead of the true ones.
+    """
+    height, width = rgb.shape[:2]
+    properties: list[bytes] = []
+    items: list[tuple[bytes, bytes, list[tuple[bool, int]], bool]] = []  # kind, content, properties, hidden
+    references: list[tuple[bytes, int, list[int]]] = []
+
+    def property_(data: bytes) -> int:
+        if data not in properties:
+            properties.append(data)
+        return properties.index(data) + 1
+
+    def coded(planes: Sequence[NDArray[np.integer]], bits: int, hidden: bool) -> int:
+        sets, picture, size = hevc(planes, bits)
+        config = bytes([1, 4]) + struct.pack(">I", 1 << (31 - 4)) + bytes([0x90, 0, 0, 0, 0, 0, 186, 0xF0, 0, 0xFC])
+        config += bytes([0xFC | (3 if len(planes) == 3 else 0), 0xF8 | bits - 8, 0xF8 | bits - 8, 0, 0, 0x0F, 3])
+        for unit in sets:
+            config += bytes([0x80 | unit[0] >> 1]) + struct.pack(">HH", 1, len(unit)) + unit
+        shown = size if claimed is None else claimed
+        mine = [
+            (True, property_(box(b"hvcC", config))),
+            (False, property_(_full(b"ispe", struct.pack(">II", *shown)))),
+            (False, property_(_full(b"pixi", bytes([len(planes), *[bits] * len(planes)])))),
+        ]
+        items.append((b"hvc1", struct.pack(">I", len(picture)) + picture, mine, hidden))
+        return len(items)
+
+    look = [(False, property_(box(b"colr", b"nclx", struct.pack(">HHHB", 1, 13, 0, 0x80))))]  # G, B, R: no loss
+    if profile:
+        look.append((False, property_(box(b"colr", b"prof", profile))))
+    if turns:
+        look.append((True, property_(box(b"irot", bytes([turns])))))
+    if mirror is not None:
+        look.append((True, property_(box(b"imir", bytes([mirror])))))
+    planes = [rgb[..., 1], rgb[..., 2], rgb[..., 0]]
+    if tiles == 1:
+        primary = coded(planes, depth, False)
+        items[-1][2].extend(look)
+    else:
+        step = width // tiles
+        parts = []
+        for tile in range(tiles):
+            parts.append(coded([p[:, tile * step : (tile + 1) * step] for p in planes], depth, True))
+            items[-1][2].append(look[0])
+        content = struct.pack(">BBBBHH", 0, 0, 0, tiles - 1, step * tiles, height)
+        whole = (False, property_(_full(b"ispe", struct.pack(">II", step * tiles, height))))
+        items.append((b"grid", content, [whole, *look], False))
+        primary = len(items)
+        references.append((b"dimg", primary, parts))
+    if alpha is not None:
+        mask = coded([alpha], depth, True)
+        items[-1][2].append((True, property_(_full(b"auxC", b"urn:mpeg:hevc:2015:auxid:1\0"))))
+        items[-1][2].extend(one for one in look if properties[one[1] - 1][4:8] in (b"irot", b"imir"))
+        references.append((b"auxl", mask, [primary]))
+    if exif:
+        items.append((b"Exif", struct.pack(">I", 6) + b"Exif\0\0" + exif, [], True))
+        references.append((b"cdsc", len(items), [primary]))
+
+    infos, associations = b"", b""
+    for number, (kind, _, mine, hidden) in enumerate(items, 1):
+        infos += _full(b"infe", struct.pack(">HH4s", number, 0, kind), b"\0", version=2, flags=int(hidden))
+        if mine:
+            associations += struct.pack(">HB", number, len(mine))
+            associations += bytes(essential << 7 | index for essential, index in mine)
+    counted = sum(bool(mine) for _, _, mine, _ in items)
+    refs = b"".join(box(kind, struct.pack(f">HH{len(to)}H", of, len(to), *to)) for kind, of, to in references)
+
+    def meta(place: int) -> bytes:
+        extents = b""
+        for number, (_, content, _, _) in enumerate(items, 1):
+            extents += struct.pack(">HHHII", number, 0, 1, place, len(content))
+            place += len(content)
+        return _full(
+            b"meta",
+            _full(b"hdlr", bytes(4), b"pict", bytes(13)),
+            _full(b"pitm", struct.pack(">H", primary)),
+            _full(b"iloc", bytes([0x44, 0]), struct.pack(">H", len(items)), extents),
+            _full(b"iinf", struct.pack(">H", len(items)), infos),
+            _full(b"iref", refs) if refs else b"",
+            box(b"iprp", box(b"ipco", *properties), _full(b"ipma", struct.pack(">I", counted), associations)),
+        )
+
+    start = box(b"ftyp", brands[:4], bytes(4), brands[4:])
+    place = len(start) + len(meta(0)) + 8
+    return start + meta(place) + box(b"mdat", *(content for _, content, _, _ in items))

@@ -7,6 +7,7 @@ EXIF says the same once more and must not be followed again. Pillow's list of fo
 from __future__ import annotations
 
 import struct
+from importlib.util import find_spec
 from typing import BinaryIO
 
 from PIL import ImageFile
@@ -17,6 +18,11 @@ SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
 _HEVC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _ANY = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))  # the container alone, whatever codes the picture
 _AV1 = frozenset((b"avif", b"avis"))
+
+
+def is_available() -> bool:
+    """Whether the extra is installed; it is not imported."""
+    return find_spec("pi_heif") is not None
 
 
 def is_heif(stream: BinaryIO) -> bool:

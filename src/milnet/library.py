@@ -15,9 +15,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
+from milnet import heif, raw
 from milnet.errors import ImageError, UsageError
 from milnet.images import EXTRAS, SUFFIXES
 
@@ -223,7 +223,7 @@ def _is_derived(folder: Path, name: str) -> bool:
 
 def _readable_suffixes() -> frozenset[str]:
     """Suffixes of photos that can be decoded here: those of an extra only where it is installed."""
-    there = {extra: find_spec(package) is not None for extra, package in (("heif", "pi_heif"), ("raw", "rawpy"))}
+    there = {"heif": heif.is_available(), "raw": raw.is_available()}
     return frozenset(suffix for suffix in SUFFIXES if suffix not in EXTRAS or there[EXTRAS[suffix]])
 
 

@@ -10,6 +10,7 @@ scene to daylight and show the frames of one burst in different light.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,6 +32,11 @@ _TIFF = (b"II*\0", b"MM\0*")
 _CFA, _LINEAR = 32803, 34892  # photometric interpretations of a sensor's own values
 _CODECS = {32767, 32769, 32770, 34713, 65000, 65535}  # compressions of Sony, Epson, Samsung, Nikon, Kodak, Pentax
 _ORIENTATION = (1, 2, 4, 3, 5, 8, 6, 7)  # EXIF orientation of each `flip` of LibRaw
+
+
+def is_available() -> bool:
+    """Whether the extra is installed; it is not imported."""
+    return find_spec("rawpy") is not None
 
 
 def is_raw(stream: BinaryIO) -> bool:
