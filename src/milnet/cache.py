@@ -192,6 +192,22 @@ class Cache:
         values = (content, model, json.dumps(score), self._day)
         self._execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", values)
 
+    @contextlib.contextmanager
+    def pixels_stay(self, photo: Path) -> Iterator[None]:
+        """What is known of a photo stays known though its file is changed in here, by metadata alone."""
+        row = self._execute("SELECT content FROM files WHERE path = ?", (_key(photo),)).fetchone()
+        yield
+        if row is None:
+            return
+        for content in self.contents([photo]):
+            if content.digest and content.digest != row[0]:
+                for table, columns in (("features", "backbone, numbers, pixels, notes"), ("scores", "model, score")):
+                    self._execute(
+                        f"INSERT OR REPLACE INTO {table} (content, {columns}, used) "
+                        f"SELECT ?, {columns}, used FROM {table} WHERE content = ?",
+                        (content.digest, row[0]),
+                    )
+
     def commit(self) -> None:
         """Make what was put lasting."""
         try:

@@ -1,16 +1,20 @@
-"""Scores as files: CSV, JSONL, Parquet, with the columns of `Score.row`; each appears whole or not at all."""
+"""Scores as files: CSV, JSONL, Parquet with the columns of `Score.row`, XMP; each appears whole or not at all."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from milnet.artifacts import atomic_path
-from milnet.errors import UsageError
+from milnet.cache import Cache
+from milnet.errors import ImageError, UsageError
+from milnet.features import Progress
 from milnet.scoring import SIGNALS, Failure, Score
+from milnet.xmp import Entry, Outcome, write_rating
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -110,3 +114,34 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["photo", "reason"])
         writer.writerows((failure.photo, failure.reason) for failure in failures)
+
+
+def write_ratings(
+    scores: Sequence[Score], cache: Cache | None = None, progress: Progress | None = None, **how: Any
+) -> tuple[dict[str, Outcome], list[Failure]]:
+    """Write stars and scores as XMP, `how` as `xmp.write_rating` says: {photo: what was done}, and what was refused.
+
+    What the `cache` knows of a photo it knows of the file with its new metadata, too.
+    """
+    outcomes: dict[str, Outcome] = {}
+    refused: list[Failure] = []
+    for done, score in enumerate(scores, 1):
+        entry = Entry(
+            stars=score.stars,
+            score=score.score,
+            low=score.low,
+            high=score.high,
+            percentile=score.percentile,
+            folder_percentile=score.folder_percentile,
+            unlike=score.unlike,
+            model=score.model,
+        )
+        photo = Path(score.photo)
+        try:
+            with nullcontext() if cache is None else cache.pixels_stay(photo):
+                outcomes[score.photo] = write_rating(photo, entry, **how)
+        except ImageError as error:
+            refused.append(Failure(score.photo, error.reason))
+        if progress is not None:
+            progress(done, len(scores), "ratings")
+    return outcomes, refused

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,8 @@ from milnet.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from milnet.cache import Cache
+    from milnet.scoring import Failure
+    from milnet.xmp import Outcome
 
 _OUT = "Output"
 _XMP = "XMP ratings"
@@ -91,10 +95,20 @@ def score(
 ) -> Mapping[str, Any]:
     """Score photos. Bad ones are listed and the rest is scored. Nothing is computed twice: stop it, and go on later."""
     from milnet.images import MAX_PIXELS
-    from milnet.outputs import check_output, check_suffix, errors_path, select, write_failures, write_scores
+    from milnet.outputs import (
+        check_output,
+        check_suffix,
+        errors_path,
+        select,
+        write_failures,
+        write_ratings,
+        write_scores,
+    )
     from milnet.report import check_report, write_report
     from milnet.scoring import score_files
 
+    if sidecar not in ("append", "replace"):
+        raise UsageError(f"--sidecar {sidecar}: expected append (a.jpg.xmp) or replace (a.xmp)")
     if output is not None:
         check_suffix(output)
     if report is not None:
@@ -109,6 +123,8 @@ def score(
     name, scorer = load_scorer(context, model, stars, weights, **how)
     if output is not None:
         check_output(output, scorer.model.values.tolist())
+    if xmp and len(scorer.stars) > 4:
+        raise UsageError(f"--stars: {len(scorer.stars)} limits make {len(scorer.stars) + 1} stars, XMP has at most 5")
     cache = _open_cache(context, output, no_cache=no_cache)
     own = cache is not None and output is not None and cache.path.parent == output.parent and no_cache
     began, finished = time.monotonic(), False
@@ -118,6 +134,13 @@ def score(
         failures = [*library.failures, *scored.failures]
         scores = select(scored.scores, min_score, top)
         seconds = time.monotonic() - began
+        outcomes: dict[str, Outcome] = {}
+        refused: list[Failure] = []
+        if xmp:
+            naming: Any = sidecar
+            how = {"naming": naming, "replace": replace_ratings, "embed": embed_jpeg, "dry_run": dry_run}
+            with context.progress() as progress:
+                outcomes, refused = write_ratings(scores, cache, progress, **how)
         if output is not None:
             write_scores(output, scores, scorer.model.values.tolist())
             if failures:
@@ -143,13 +166,19 @@ def score(
         known = f"{scored.forward:,} of {len(library.photos):,} photos were new{rate}; " if cache is not None else ""
         places = "".join(f", {path}" for path in (output, report) if path)
         context.say(f"{len(scores):,} photos, {known}{seconds:.1f} s{places}")
+    if xmp:
+        _tell_ratings(context, outcomes, dry_run=dry_run)
     tell_failures(context, failures)
+    for failure in refused:
+        context.warn(f"rating not written: {failure.photo}: {failure.reason}")
+        context.failed = True
     return {
         "model": name,
         "scores": [s.row() for s in scores],
         "failures": [failure.__dict__ for failure in failures],
         "forward": scored.forward,
         "seconds": seconds,
+        **(_ratings(outcomes, refused) if xmp else {}),
     }
 
 
@@ -165,6 +194,29 @@ def _open_cache(context: Context, output: Path | None, *, no_cache: bool) -> Cac
                 raise
             context.warn(f"no cache: {error}")
     return None if output is None else Cache(output.with_name(output.name + ".journal"))
+
+
+def _ratings(outcomes: Mapping[str, Outcome], refused: Sequence[Failure]) -> dict[str, Any]:
+    return {
+        "xmp": {photo: asdict(outcome) for photo, outcome in outcomes.items()},
+        "xmp_failures": [failure.__dict__ for failure in refused],
+    }
+
+
+def _tell_ratings(context: Context, outcomes: Mapping[str, Outcome], *, dry_run: bool) -> None:
+    """How many files were written, and whose ratings were kept."""
+    for photo, outcome in outcomes.items():
+        if dry_run:
+            places = ", ".join(map(str, outcome.written)) or "nothing to write"
+            kept = "" if outcome.human is None else f", the rating {outcome.human} is kept"
+            context.say(f"{photo}: {places}{kept}")
+        for note in outcome.notes:
+            context.say(f"{photo}: {note}")
+    counts = Counter(outcome.action for outcome in outcomes.values())
+    parts = [f"{counts[action]:,} {action}" for action in ("created", "merged", "unchanged") if counts[action]]
+    if counts["kept rating"]:
+        parts.append(f"{counts['kept rating']:,} with a rating of a human, which is kept (--replace-ratings)")
+    context.say(f"XMP{' (nothing was written: --dry-run)' if dry_run else ''}: " + (", ".join(parts) or "no photo"))
 
 
 def _print_files(photos: list[str], *, null: bool) -> None:
