@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, features
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, features
 
+import made_files
 from milnet import images
 from milnet.errors import ImageError, UsageError
 from milnet.images import header_size, input_size, open_photo, resize_crop, resize_whole, to_array
@@ -238,6 +239,70 @@ def test_damaged_exif_is_ignored(block: bytes) -> None:
     """Without a warning: those are errors in these tests."""
     assert header_size(encode(photo(), "JPEG", exif=block)) == (60, 40)
     assert open_photo(encode(photo(), "JPEG", exif=block)).pixels.size == (60, 40)
+
+
+# ---- full size and EXIF ----------------------------------------------------------------------------------------------
+
+DATED = b"Exif\0\0" + made_files.exif_block("2023:01:02 03:04:05", "678", orientation=6)
+
+
+def dates(block: bytes) -> dict[int, str]:
+    """The texts of an EXIF block, by Pillow's own reader."""
+    assert block[:2] in (b"II", b"MM")
+    found = Image.Exif()
+    found.load(b"Exif\0\0" + block)
+    return {tag: value for tag, value in {**found, **found.get_ifd(0x8769)}.items() if isinstance(value, str)}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_exif_of_each_format(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    data = encode(photo(), kind, exif=DATED)
+    found = open_photo(data)
+    assert dates(found.exif) == {0x010F: "Maker", 0x9003: "2023:01:02 03:04:05", 0x9291: "678"}
+    assert found.size == found.pixels.size == (40, 60)
+    assert open_photo(encode(photo(), kind)).exif == b""
+    assert open_photo(Image.open(io.BytesIO(data))).exif == found.exif
+
+
+def test_exif_of_a_png_that_stores_it_otherwise() -> None:
+    data = encode(photo(), "PNG")
+    late = data[:-12] + chunk(b"eXIf", DATED[6:]) + data[-12:]
+    text = f"\nexif\n{len(DATED):8}\n{DATED.hex()}\n".encode()
+    old = data[:33] + chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)) + data[33:]
+    assert open_photo(late).exif == open_photo(old).exif == DATED[6:]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_of_a_tiff(order: str, tmp_path: Path) -> None:
+    """Its own directories; a block with the dates is made of them, the pixels stay where they are."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(prefix={"<": b"II", ">": b"MM"}[order])
+    tags[0x0132], tags[0x0110] = "2021:01:01 00:00:00", "A camera"
+    tags[0x8769] = {0x9003: "2020:12:31 23:59:59", 0x9291: "07"}
+    path = tmp_path / "a.tif"
+    Image.fromarray(photo()).save(path, tiffinfo=tags)
+    found = open_photo(path)
+    assert dates(found.exif) == {
+        0x0110: "A camera", 0x0132: "2021:01:01 00:00:00", 0x9003: "2020:12:31 23:59:59", 0x9291: "07",
+    }  # fmt: skip
+    assert len(found.exif) < 200
+    np.testing.assert_array_equal(pixels(path), photo())
+    assert open_photo(encode(photo(), "TIFF")).exif == b""
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0rubbish", DATED[:20], DATED[:10] + b"\xff" * 30])
+def test_damaged_exif_is_no_error(block: bytes) -> None:
+    found = open_photo(encode(photo(), "JPEG", exif=block)).exif
+    assert found in (b"", block[6:])
+
+
+def test_full_size_of_a_reduced_jpeg() -> None:
+    data = encode(photo(801, 603), "JPEG", exif=exif(6))
+    found = open_photo(data, draft_side=100)
+    assert (found.reduced, found.pixels.size, found.size) == (4, (151, 201), (603, 801))
+    assert open_photo(data).size == header_size(data) == (603, 801)
+    assert open_photo(photo(5, 3)).size == (5, 3)
 
 
 # ---- colour ----------------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ class Library:
     def notes(self) -> tuple[str, ...]:
         """What people should know about files that were left out: those that an extra would read."""
         return tuple(
-            f"{count:,} {name} files were left out: pip install 'milnet[{extra}]' to read them"
+            f"{count:,} {name} {'file was' if count == 1 else 'files were'} left out: pip install 'milnet[{extra}]' "
+            "to read such files"
             for extra, name in (("heif", "HEIC"), ("raw", "RAW"))
             if (count := self.skipped.get(extra))
         )
