@@ -134,7 +134,11 @@ def test_a_photo_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     by = extractor(SIZES)
     paths = [table.image_path(i) for i in range(3)]
     features_of(paths, replace(by, preprocess=replace(by.preprocess, draft=True)))
-    assert opened == [(path, 128) for path in paths]  # drafts are good enough for the largest size
+    assert opened == [(path, 800) for path in paths]  # drafts are good enough for technical measurements, too
+    opened.clear()
+    large = replace(by.preprocess, size=(64, 1024), draft=True)
+    large.open(paths[0])
+    assert opened == [(paths[0], 1024)]  # and for the largest size
 
 
 # ---- which sizes -----------------------------------------------------------------------------------------------------

@@ -26,11 +26,11 @@ from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.explanation import Explanation, explain
 from milnet.extraction import Extracted, Extractor, load_extractor
 from milnet.features import Progress, torch_threads
-from milnet.images import MAX_PIXELS, Source
+from milnet.images import MAX_PIXELS, Photo, Source
 from milnet.places import find_model
 from milnet.recipes import Model
 from milnet.references import References
-from milnet.signals import Signals
+from milnet.signals import Signals, measure
 from milnet.version import __version__
 from milnet.weights import KNOWN, require, stand_in
 
@@ -217,7 +217,9 @@ class Scorer:
         stars: Sequence[float] = STARS,
         stars_of: StarsOf = "percentile",
     ) -> None:
-        self.model, self.nodes, self.semantic, self.digest, self.device = model, nodes, semantic, digest, device
+        self.model, self.digest, self.device = model, digest, device
+        self.nodes = replace(nodes, look=_look)
+        self.semantic = self.nodes if semantic is nodes else semantic
         self.stars, self.stars_of = check_stars(stars, stars_of), stars_of
         self._spans = {role: slice(*part["span"]) for role, part in model.features.items()}
         # what decides the numbers of each backbone: by these a cache knows them
@@ -440,6 +442,10 @@ class Scorer:
             for at in places
         )
         return listed, float(influence.sum() - influence[places].sum() + parts.remainder[photo])
+
+
+def _look(photo: Photo) -> Aside:
+    return Aside(measure(photo.pixels, photo.size))
 
 
 def _known(x: float) -> float | None:
