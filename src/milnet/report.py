@@ -1,50 +1,64 @@
 """One HTML file about some photos: their scores, what moved them, and how good the model is.
 
-The file holds everything it shows, thumbnails too. It loads nothing, runs nothing, and opens by a double click.
-`report.html.jinja` has the words and the looks; here its numbers are made. Every text is escaped there.
+The file holds everything it shows, thumbnails too. It loads nothing from anywhere, and opens by a double click.
+
+    report.html.jinja    the words, and what stands without a script: every text is escaped there
+    report.css           the looks, light and dark
+    report.js            sorting, filters, a photo's page, two photos side by side
+
+Here the numbers are made. They stand in the file as data: the photos as one JSON block, each picture as one text block
+that is turned into an image when it comes into view. The only script that runs is `report.js`, named by its digest.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from markupsafe import Markup
+from PIL import features
 
-from milnet.album import known_photos, thumbnail
+from milnet.album import known_photos
 from milnet.artifacts import atomic_path
 from milnet.doubt import COVERAGE, UNLIKE
-from milnet.errors import ArtifactError, UsageError
+from milnet.errors import ArtifactError, MilnetError, UsageError
 from milnet.features import Progress
-from milnet.scoring import Failure, Reference, Score, Scorer, star_signs
+from milnet.images import open_photo
+from milnet.scoring import Failure, Score, Scorer, star_signs
 from milnet.version import __version__
 
-_SIDE = 360  # pixels of a photo's long side, and of a pool photo's
-_POOL_SIDE = 112
-_OPEN = 20  # photos up to which the explanations are unfolded
+_FEW = 20  # photos up to which each is shown in full from the start
+_FULL = 60  # photos up to which they can be shown in full below each other
+_SIDES = (224, 1024)  # pixels of a picture's long side, at least and at most
+_PICTURES = 36e6  # characters that the pictures of the photos together should take
+_EACH = 17e3  # characters that a picture with a long side of 320 pixels takes, as measured
+_POOL_SIDE = 160
+_POOL_MOST = 2000  # photos of the pool that are shown at most: those that are consulted most
+_QUALITY = 78  # of the pictures, as Pillow counts
 _WORKERS = 4  # threads that decode
 _METRICS = {  # how the metrics are written, and what they say
     "srcc": ("SRCC", "rank correlation of predicted and true mean votes; 1 is the best"),
     "plcc": ("PLCC", "linear correlation of the same; 1 is the best"),
     "emd2": ("EMD", "distance between the predicted and the true distribution of votes; 0 is the best"),
 }
-_WIDTH, _TOP, _BASE, _BAND = 360, 20, 112, 146  # of the chart, in its own units; y grows downwards
-_SMALL = (72, 28)  # width and height of a small histogram
+_STARS_OF = {"percentile": "percentile", "folder_percentile": "folder percentile", "score": "score"}
 _MARK = '<meta name="generator" content="milnet'  # by which a report of ours is known
 _JOINERS = "\u200c\u200d"  # they join emoji and letters, and are not printable by themselves
 _UNITS = re.compile(r"(?<=\d) (?=%)")
+_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&"})  # inside JSON; json escapes all beyond ASCII itself
 
 
 @dataclass(frozen=True)
@@ -57,15 +71,6 @@ class Figures:
     title: str
     rows: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A thumbnail inside the file: its address ("data:...") and its size in pixels."""
-
-    address: str
-    width: int
-    height: int
 
 
 def check_report(path: Path) -> None:
@@ -98,9 +103,10 @@ def write_report(
     can still be read, pool photos where `milnet pool images` found them and they have not changed since.
     """
     ordered = sorted(scores, key=lambda score: (-score.score, score.photo))
-    pool, note = _pool_pictures(ordered, scorer, progress)
-    names = Counter(Path(score.photo).name for score in ordered)
-    model = scorer.model
+    model, count = scorer.model, len(ordered)
+    places, note = _known_places()
+    pool = _Pool(ordered, dict(zip(model.pool.ids, model.pool.pixels, strict=True)), places)
+    photos = list(_photos(ordered, scorer, pool))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -111,22 +117,46 @@ def write_report(
     environment.filters["shown"] = shown
     environment.filters["unbroken"] = lambda text: _UNITS.sub("\N{NO-BREAK SPACE}", text)
     now = datetime.now().astimezone()
+    script = _beside("report.js")
+    coverage = f"{COVERAGE:.0%}".replace("%", " %")
+    values = [f"{value:g}" for value in model.values]
+    own = bool(ordered) and all(score.spread is None for score in ordered)  # a model of one person's taste
+    data = {
+        "photos": photos,
+        "pool": pool.listed,
+        "values": [float(value) for value in model.values],
+        "coverage": coverage,
+        "unlike": UNLIKE,
+        "stars": len(scorer.stars) + 1,
+        "full": _FULL,
+        "view": "full" if count <= _FEW else "grid",
+        "own": own,
+    }
     content = environment.get_template("report.html.jinja").generate(
+        style=Markup(_beside("report.css")),
+        script=Markup(script),
+        digest_of_script=b64encode(sha256(script.encode()).digest()).decode("ascii"),
+        data=_json(data),
         introduction=introduction.split("`"),
-        values=[f"{value:g}" for value in model.values],
+        values=values,
+        own=own,
         pool_size=len(model.pool),
         table=model.table_name,
-        stars=[(f"{limit:g}", count) for count, limit in enumerate(scorer.stars, 2)],
+        stars=[(f"{limit:g}", number) for number, limit in enumerate(scorer.stars, 2)],
+        stars_of=_STARS_OF[scorer.stars_of],
         unlike=_share(UNLIKE),
-        coverage=f"{COVERAGE:.0%}".replace("%", " %"),
+        coverage=coverage,
         outside=sum(_outside(score) for score in ordered),
+        bursts=len({score.group for score in ordered if score.group is not None}),
         figures=[_table(one) for one in figures],
         metrics=[_METRICS[name] for name in _METRICS if any(name in row[1] for one in figures for row in one.rows)],
-        count=len(ordered),
-        cards=_cards(ordered, scorer, pool, names, progress),
-        open=len(ordered) <= _OPEN,
-        pool=list(pool.values()),
+        count=count,
+        few=count <= _FEW,
+        rows=[_row(score, photo, scorer) for score, photo in zip(ordered, photos, strict=True)],
+        pictures=_pictures([Path(score.photo) for score in ordered], progress),
+        pool_pictures=pool.pictures(progress),
         pool_note=note,
+        pool_left=pool.left,
         failures=failures,
         version=__version__,
         digest=scorer.digest,
@@ -145,41 +175,61 @@ def shown(text: str) -> str:
     )
 
 
+def signed(x: float) -> str:
+    """A number with its sign and three digits; of nothing, no sign."""
+    text = f"{abs(x):.3f}"
+    return text if float(text) == 0 else ("+" if x > 0 else "\N{MINUS SIGN}") + text
+
+
+def _beside(name: str) -> str:
+    """A file beside this one, with the line ends that a browser makes of it: the digest is of those."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+def _json(data: Any) -> Markup:
+    """JSON that can stand in a script element: nothing in it ends one or begins a comment. Raises on NaN."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.translate(_ESCAPES))
+
+
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _picture(jpeg: bytes | None) -> Picture | None:
-    if jpeg is None:
-        return None
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return Picture("data:image/jpeg;base64," + b64encode(jpeg).decode("ascii"), *image.size)
+def _side(count: int) -> int:
+    """Pixels of the long side of each of `count` pictures: large for few, so that the file stays handy for many.
+
+    What a picture takes grows with the power 1.6 of its side, as measured.
+    """
+    least, most = _SIDES
+    fitting = 320 * (_PICTURES / (_EACH * max(count, 1))) ** (1 / 1.6)
+    return int(min(max(fitting // 16 * 16, least), most))
 
 
-def _pool_pictures(
-    scores: Sequence[Score], scorer: Scorer, progress: Progress | None
-) -> tuple[dict[str, tuple[int, Picture]], str]:
-    """{pool id: (number, picture)} of the references that can be shown, each once; and why there are none, if so."""
+def _picture(path: Path, digest: str | None, side: int) -> str:
+    """The address ("data:...") of a picture of the photo; "" when it cannot be shown, whatever is wrong with it.
+
+    With a `digest` the pixels of the file must have it: a photo that was changed since is not the pool's.
+    """
+    kind = "WEBP" if features.check("webp") else "JPEG"
     try:
-        places = known_photos()
-    except ArtifactError as error:  # the scores are made and good: say it there, and show them
-        return {}, str(error)
-    digests = dict(zip(scorer.model.pool.ids, scorer.model.pool.pixels, strict=True))
-    wanted = dict.fromkeys(reference.id for score in scores for reference in score.references)
-    known = [(photo, digests[photo]) for photo in wanted if digests.get(photo) in places]
-
-    def look(item: tuple[str, str]) -> Picture | None:
-        return _picture(thumbnail(places[item[1]], item[1], _POOL_SIDE))
-
-    pictures: dict[str, tuple[int, Picture]] = {}
-    for (photo, _), picture in zip(known, _told(look, known, "photos of the pool", progress), strict=True):
-        if picture is not None:
-            pictures[photo] = (len(pictures), picture)
-    return pictures, ""
+        photo = open_photo(path, draft_side=side if digest is None else None)
+        if digest is not None and photo.digest != digest:
+            return ""
+        photo.pixels.thumbnail((side, side))
+        stream = io.BytesIO()
+        photo.pixels.save(stream, kind, quality=_QUALITY)
+    except (MilnetError, OSError, ValueError, MemoryError):  # the score is good without its picture
+        return ""
+    return f"data:image/{kind.lower()};base64," + b64encode(stream.getvalue()).decode("ascii")
 
 
-def _told(
-    function: Callable[[Any], Picture | None], items: Sequence[Any], what: str, progress: Progress | None
-) -> Iterator[Picture | None]:
+def _pictures(paths: Sequence[Path], progress: Progress | None) -> Iterator[str]:
+    """The pictures of the photos, one after the other: thousands need not be held."""
+    side = _side(len(paths))
+    return _told(lambda path: _picture(path, None, side), paths, "pictures of the report", progress)
+
+
+def _told(function: Callable[[Any], str], items: Sequence[Any], what: str, progress: Progress | None) -> Iterator[str]:
     """The results of threads, in the order of `items`; `progress` is told."""
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="milnet-report") as executor:
         for done, result in enumerate(executor.map(function, items), 1):
@@ -188,44 +238,115 @@ def _told(
                 progress(done, len(items), what)
 
 
-# ---- cards -----------------------------------------------------------------------------------------------------------
+def _known_places() -> tuple[dict[str, Path], str]:
+    """Where photos of pools lie, by their digest; and why that is not known, if so."""
+    try:
+        return known_photos(), ""
+    except ArtifactError as error:  # the scores are made and good: say it there, and show them
+        return {}, str(error)
 
 
-def _cards(
-    scores: Sequence[Score],
-    scorer: Scorer,
-    pool: Mapping[str, tuple[int, Picture]],
-    names: Mapping[str, int],
-    progress: Progress | None,
-) -> Iterator[dict[str, Any]]:
-    """What the template shows of each photo, one after the other: thousands of thumbnails need not be held."""
+class _Pool:
+    """The pool's photos that were consulted, each once however many photos refer to it.
 
-    def look(score: Score) -> Picture | None:
-        return _picture(thumbnail(Path(score.photo), None, _SIDE))
+    `listed`: id, votes and the number of its picture, or None. `left`: how many that could be shown are not.
+    """
 
-    for place, (score, picture) in enumerate(
-        zip(scores, _told(look, scores, "pictures of the report", progress), strict=True), 1
-    ):
-        path, most = Path(score.photo), len(scorer.stars) + 1
+    def __init__(self, scores: Sequence[Score], digests: Mapping[str, str], places: Mapping[str, Path]) -> None:
+        uses = dict.fromkeys((one.id, one.votes) for score in scores for one in score.references)
+        self._number = {key: number for number, key in enumerate(uses)}
+        often = Counter(one.id for score in scores for one in score.references).most_common()
+        known = [name for name, _ in often if digests.get(name) in places]
+        self.left = max(0, len(known) - _POOL_MOST)
+        self._shown = [(places[digests[name]], digests[name]) for name in known[:_POOL_MOST]]
+        numbers = {name: number for number, name in enumerate(known[:_POOL_MOST])}
+        self.listed = [
+            {"name": shown(name), "votes": [round(n, 3) for n in votes], "picture": numbers.get(name)}
+            for name, votes in uses
+        ]
+
+    def number(self, name: str, votes: tuple[float, ...]) -> int:
+        """Where a reference stands in `listed`."""
+        return self._number[name, votes]
+
+    def pictures(self, progress: Progress | None) -> Iterator[str]:
+        """The pictures, in the order of their numbers."""
+        return _told(lambda item: _picture(item[0], item[1], _POOL_SIDE), self._shown, "photos of the pool", progress)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool) -> Iterator[dict[str, Any]]:
+    """What the script knows of each photo; numbers to six digits, texts as they are shown."""
+    sizes = Counter(score.group for score in scores)
+    names = Counter(Path(score.photo).name for score in scores)
+
+    def digits(x: float | None) -> float | None:
+        return None if x is None else round(x, 6)
+
+    for score in scores:
+        path = Path(score.photo)
         name = path.name or score.photo
+        listed = []
+        for one in score.references:
+            if len(one.votes) != len(score.values):
+                raise ValueError(f"{one.id}: {len(one.votes)} votes for {len(score.values)} values")
+            listed.append([pool.number(one.id, one.votes), round(one.similarity, 4), digits(one.influence)])
         yield {
-            "place": place,
-            "name": name,
-            "folder": str(path.parent) if names[path.name] > 1 else "",
-            "picture": picture,
-            "score": f"{score.score:.2f}",
-            "ends": (f"{score.values[0]:g}", f"{score.values[-1]:g}"),
+            "name": shown(name),
+            "folder": shown(str(path.parent)) if names[path.name] > 1 else "",
+            "path": shown(score.photo),
+            "score": digits(score.score),
+            "low": digits(score.low),
+            "high": digits(score.high),
+            "spread": digits(score.spread),
+            "percentile": digits(score.percentile),
             "stars": score.stars,
-            "star_signs": star_signs(score.stars, most),
-            "most_stars": most,
-            "percentile": None if score.percentile is None else f"{score.percentile:.0f}",
-            "interval": None if score.low is None else (f"{score.low:.2f}", f"{score.high:.2f}"),
-            "spread": f"{score.spread:.2f}",
-            "chart": _chart(score),
+            "unlike": digits(score.unlike),
+            "unlike_text": None if score.unlike is None else _share(score.unlike),
             "outside": _outside(score),
-            "unlike": None if score.unlike is None else _share(score.unlike),
-            **_parts(score, scorer, pool),
+            "votes": [digits(p) for p, _ in zip(score.distribution, score.values, strict=True)],
+            "base": digits(score.base),
+            "own": digits(score.own),
+            "references": listed,
+            "rest": digits(score.rest),
+            "rest_text": _rest(score, scorer),
+            "signals": None if score.signals is None else asdict(score.signals),
+            "burst": None
+            if score.group is None
+            else {"number": score.group, "rank": score.rank, "size": sizes[score.group], "keep": score.keep},
         }
+
+
+def _rest(score: Score, scorer: Scorer) -> str:
+    """What the part `rest` of a score is."""
+    model = scorer.model
+    others = len(model.pool) - len(score.references) if model.recipe.whole else 0
+    if model.recipe.model == "graph":
+        return "not explained by leaving one out"
+    return f"the rest of the pool ({others:,} photos)" if others else "the other references"
+
+
+def _row(score: Score, photo: Mapping[str, Any], scorer: Scorer) -> dict[str, Any]:
+    """A photo in the plain table that stands where no script runs."""
+    burst = photo["burst"]
+    parts = [("own", score.own), *((one.id, one.influence) for one in score.references)]
+    parts.sort(key=lambda part: -abs(part[1]))
+    return {
+        "name": score.photo,
+        "score": f"{score.score:.2f}",
+        "interval": "" if score.low is None or score.high is None else f"{score.low:.2f} to {score.high:.2f}",
+        "percentile": "" if score.percentile is None else _percentile(score.percentile),
+        "stars": star_signs(score.stars, len(scorer.stars) + 1),
+        "spread": "" if score.spread is None else f"{score.spread:.2f}",
+        "unlike": photo["unlike_text"] or "",
+        "outside": photo["outside"],
+        "burst": ""
+        if burst is None
+        else f"{burst['number']}: {burst['rank']} of {burst['size']}{', keep' if burst['keep'] else ''}",
+        "moved": ", ".join(f"{name} {signed(adds)}" for name, adds in parts[:2]),
+    }
 
 
 def _share(x: float) -> str:
@@ -234,53 +355,14 @@ def _share(x: float) -> str:
     return f"{x:.{digits}f}"
 
 
+def _percentile(x: float) -> str:
+    """No digits, more where it would look like all or none of the pool."""
+    digits = next((n for n in (0, 1) if (round(x, n) in (0, 100)) == (x in (0, 100))), 2)
+    return f"{x:.{digits}f}"
+
+
 def _outside(score: Score) -> bool:
     return score.unlike is not None and score.unlike > UNLIKE
-
-
-def _parts(score: Score, scorer: Scorer, pool: Mapping[str, tuple[int, Picture]]) -> dict[str, Any]:
-    """The rows below "What moved this score": base + own + references + rest = sum, each with its signed bar."""
-    model = scorer.model
-    steps = [score.own, score.rest, *(reference.influence for reference in score.references)]
-    bar = partial(_bar, largest=max(map(abs, steps)))
-
-    def row(reference: Reference) -> dict[str, Any]:
-        total = sum(reference.votes)
-        mean = sum(v * n for v, n in zip(score.values, reference.votes, strict=True)) / total if total else math.nan
-        number, picture = pool.get(reference.id, (None, None))
-        return {
-            "name": reference.id,
-            "number": number,
-            "picture": picture,
-            "similarity": f"{reference.similarity:.2f}",
-            "mean": _number(mean, 2),
-            "votes": _histogram(reference.votes),
-            "votes_text": _in_words(score.values, [f"{n:g}" for n in reference.votes]),
-            "adds": signed(reference.influence),
-            "bar": bar(reference.influence),
-        }
-
-    others = len(model.pool) - len(score.references) if model.recipe.whole else 0
-    what = "the other references"
-    if model.recipe.model == "graph":
-        what = "not explained by leaving one out"
-    elif others:
-        what = f"the rest of the pool ({others:,} photos)"
-    return {
-        "base": f"{score.base:.3f}",
-        "own": {"adds": signed(score.own), "bar": bar(score.own)},
-        "references": [row(reference) for reference in score.references],
-        "rest": {"what": what, "adds": signed(score.rest), "bar": bar(score.rest)}
-        if score.references or abs(score.rest) >= 5e-4
-        else None,
-        "sum": f"{score.score:.3f}",
-    }
-
-
-def signed(x: float) -> str:
-    """A number with its sign and three digits; of nothing, no sign."""
-    text = f"{abs(x):.3f}"
-    return text if float(text) == 0 else ("+" if x > 0 else "\N{MINUS SIGN}") + text
 
 
 def _number(x: float, digits: int) -> str:
@@ -305,77 +387,3 @@ def _table(figures: Figures) -> dict[str, Any]:
         "rows": rows,
         "note": figures.note,
     }
-
-
-# ---- drawings, in their own units ------------------------------------------------------------------------------------
-
-
-def _chart(score: Score) -> dict[str, Any]:
-    """The predicted distribution as bars, the values below, and the score with its interval on the same axis."""
-    count = len(score.values)
-    slot = _WIDTH / count
-    most = max(*score.distribution, 1e-9)
-    every = math.ceil(count / 12)  # so that the numbers below do not touch each other
-    bars = []
-    for i, (value, share) in enumerate(zip(score.values, score.distribution, strict=True)):
-        height = (_BASE - _TOP) * share / most
-        bars.append(
-            {
-                **_rectangle(slot * (i + 0.14), _BASE - height, slot * 0.72, height),
-                "middle": _units(slot * (i + 0.5)),
-                "above": _units(_BASE - height - 6),
-                "share": f"{100 * share:.0f}" if count <= 12 else "",
-                "value": f"{value:g}" if i % every == 0 else "",
-            }
-        )
-
-    def at(x: float) -> float:
-        return slot * (0.5 + (x - score.values[0]) / (score.values[1] - score.values[0]))
-
-    band = None
-    if score.low is not None and score.high is not None:
-        band = _rectangle(at(score.low), _BAND - 4, at(score.high) - at(score.low), 8)
-    return {
-        "width": _WIDTH,
-        "base": _BASE,
-        "below": _BASE + 18,
-        "line": _BAND,
-        "ends": (_units(slot * 0.5), _units(_WIDTH - slot * 0.5)),
-        "height": _BAND + 10,
-        "bars": bars,
-        "band": band,
-        "dot": _units(at(score.score)),
-        "words": _in_words(score.values, [f"{100 * share:.0f} %" for share in score.distribution]),
-    }
-
-
-def _histogram(votes: Sequence[float]) -> dict[str, Any]:
-    width, height = _SMALL
-    slot, most = width / len(votes), max(*votes, 1e-9)
-    return {
-        "width": width,
-        "height": height,
-        "bars": [
-            _rectangle(slot * (i + 0.12), height - height * n / most, slot * 0.76, height * n / most)
-            for i, n in enumerate(votes)
-        ],
-    }
-
-
-def _bar(x: float, largest: float) -> dict[str, Any]:
-    """A signed bar around 0 in a box from -50 to 50."""
-    length = 48 * abs(x) / largest if largest else 0.0
-    return {"x": _units(0 if x >= 0 else -length), "width": _units(length), "sign": "up" if x >= 0 else "down"}
-
-
-def _rectangle(x: float, y: float, width: float, height: float) -> dict[str, str]:
-    return {"x": _units(x), "y": _units(y), "width": _units(width), "height": _units(height)}
-
-
-def _units(x: float) -> str:
-    return f"{x:.1f}".removesuffix(".0")
-
-
-def _in_words(values: Iterable[float], numbers: Iterable[str]) -> str:
-    """A drawing for those who do not see it."""
-    return ", ".join(f"{value:g}: {number}" for value, number in zip(values, numbers, strict=True))
