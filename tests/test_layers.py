@@ -20,7 +20,7 @@ ORDER = [
     "_torchvision", "features", "mlsp", "pocket", "pickles", "backbones", "weights", "extraction", "storing",
     "references", "model", "pool", "album", "published_files", "losses", "metrics", "samples", "training", "tuning",
     "recipe", "doubt", "recipes", "checkpoints", "reduction", "published", "results", "evaluation", "growing",
-    "figures", "explanation", "shipped",
+    "figures", "explanation", "taste", "shipped",
     "cache", "scoring", "outputs",
     "report", "demo", "cli", "__main__",
 ]  # fmt: skip
