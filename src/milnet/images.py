@@ -264,7 +264,7 @@ def _reader(stream: IO[bytes], name: str) -> ImageFile.ImageFile:
         if answer:
             stream.seek(0)
             return _OWN_READERS.get(kind, factory)(stream, "")  # without a name, so that nothing maps the file
-    raise ImageError(name, f"not an image of a format that is read here ({', '.join(_FORMATS)})")
+    raise ImageError(name, f"not an image of a format that is read here ({', '.join(_FORMATS)}, HEIC, RAW)")
 
 
 def _read_header(stream: BinaryIO, name: str) -> _Opened:

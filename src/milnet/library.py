@@ -7,6 +7,7 @@ becomes a failure that names it, so that one bad place never ends a run over a l
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import os
 import re
@@ -60,7 +61,8 @@ class _Found:
     listed: set[tuple[int, int]] = field(default_factory=set)  # device and inode of the folders that were listed
 
     def fail(self, path: Path, reason: str) -> None:
-        self.failures.setdefault(str(path), ImageError(path, reason))
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")  # of a name that is not UTF-8: what can be printed
+        self.failures.setdefault(name, ImageError(name, reason))
 
 
 def find_photos(arguments: Iterable[str | Path] = (), *, files_from: str | Path | None = None) -> Library:
@@ -237,7 +239,9 @@ def _why(error: Exception, path: Path) -> str:
         return "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
     if isinstance(error, PermissionError):
         return "no permission to list this folder" if path.is_dir() else "no permission to read it"
-    return f"cannot be opened ({error})"  # too long a name, a null character, a loop of links, a broken disk
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "is a loop of links"
+    return f"cannot be opened ({error})"  # too long a name, a null character, a broken disk
 
 
 def _suffixes() -> str:
