@@ -227,9 +227,9 @@ class Taste:
         row, column = np.nonzero(references.found)
         keep[row, references.index[row, column]] = True
         near = likeness(points(self.general, nodes, semantic), self._points)
-        return self._explain(p, near, keep, references)
+        return self.judge(p, near, keep, references)
 
-    def _explain(
+    def judge(
         self, p: FloatArray, near: FloatArray, keep: NDArray[np.bool_], references: References | None = None
     ) -> Explanation:
         """The same from the general distributions [B, Sg], likeness and who is consulted [B, n].
@@ -320,18 +320,30 @@ def fit_taste(
         near_duplicate=same_photo_limit(semantic, np.arange(n)),
     )
     expected = said(general, nodes, semantic, pixels, device=device)
-    usual = _usual(general, expected)
-    nothing = Checked(0, 0, 0, 0, *([float("nan")] * 5))
-    taste = Taste(general, pool, values, expected, usual, Prior(), Doubt(), nothing)
+    return taste_of(general, pool, values, expected, _usual(general, expected), seed=seed)
+
+
+def taste_of(
+    general: Model,
+    pool: RatedPool,
+    values: FloatArray,
+    expected: FloatArray,
+    usual: tuple[float, float],
+    *,
+    seed: int = 0,
+) -> Taste:
+    """The taste of rated photos of which it is known what the general model says (see the fields of `Taste`)."""
+    untried = Taste(
+        general, pool, values, expected, usual, Prior(), Doubt(), Checked(0, 0, 0, 0, *([float("nan")] * 5))
+    )
     bursts = _bursts(pool)
-    folds = min(max(len(np.unique(bursts)) // 10, 2), 10)
-    if len(np.unique(bursts)) < FEWEST_CLUSTERS:
+    if (different := len(np.unique(bursts))) < FEWEST_CLUSTERS:
         raise UsageError(
-            f"expected ratings of at least {FEWEST_CLUSTERS} different photos, got {len(np.unique(bursts))}: photos "
-            f"that look the same, or are of one group, count once"
+            f"expected ratings of at least {FEWEST_CLUSTERS} different photos, got {different}: photos that look the "
+            f"same, or are of one group, count once"
         )
-    taste = replace(taste, checked=_check(taste, bursts, folds, seed))
-    return replace(taste, doubt=_doubt(taste, bursts, splits.make_folds(n, folds, seed, bursts)))
+    taste = replace(untried, checked=_check(untried, bursts, seed))
+    return replace(taste, doubt=_doubt(taste, bursts, seed))
 
 
 def check_ratings(
@@ -478,7 +490,12 @@ def _bursts(pool: RatedPool) -> IntArray:
     return splits.components(len(pool), np.concatenate([same, splits.code_pairs(groups)]))
 
 
-def _check(taste: Taste, bursts: IntArray, folds: int, seed: int) -> Checked:
+def _folds(bursts: IntArray, seed: int) -> IntArray:
+    """Folds [n] of about 10 bursts each, at least 2 and at most 10."""
+    return splits.make_folds(len(bursts), min(max(len(np.unique(bursts)) // 10, 2), 10), seed, bursts)
+
+
+def _check(taste: Taste, bursts: IntArray, seed: int) -> Checked:
     """Cross-validation, many times over other folds.
 
     A photo held back lowers the mean of the others when its own rating is high, which would count against whatever
@@ -491,8 +508,8 @@ def _check(taste: Taste, bursts: IntArray, folds: int, seed: int) -> Checked:
     n = len(taste)
     found = {"general": np.zeros(n), "alone": np.zeros(n), "both": np.zeros(n)}
     for repeat in range(_REPEATS):
-        fold_of = splits.make_folds(n, folds, seed + repeat, bursts)
-        for fold in range(folds):
+        fold_of = _folds(bursts, seed + repeat)
+        for fold in range(fold_of.max() + 1):
             out = fold_of == fold
             for name, scores in (
                 ("general", both.a[out]),
@@ -509,7 +526,7 @@ def _check(taste: Taste, bursts: IntArray, folds: int, seed: int) -> Checked:
     return Checked(
         photos=n,
         bursts=len(np.unique(bursts)),
-        folds=folds,
+        folds=int(_folds(bursts, seed).max()) + 1,
         seen=sum(digest in known for digest in taste.pool.pixels),
         low=low,
         high=high,
@@ -517,10 +534,11 @@ def _check(taste: Taste, bursts: IntArray, folds: int, seed: int) -> Checked:
     )
 
 
-def _doubt(taste: Taste, bursts: IntArray, fold_of: IntArray) -> Doubt:
+def _doubt(taste: Taste, bursts: IntArray, seed: int) -> Doubt:
     """The tables of the rated photos: each predicted without the ratings of its fold."""
+    fold_of = _folds(bursts, seed)
     near = likeness(taste._points, taste._points)
-    p = taste._explain(taste.expected, near, fold_of[:, None] != fold_of[None]).distribution
+    p = taste.judge(taste.expected, near, fold_of[:, None] != fold_of[None]).distribution
     groups = [str(code) for code in bursts]
     nearest = replace(taste.pool, groups=tuple(groups)).find(
         taste.pool.semantic, 1, pixels=taste.pool.pixels, groups=groups
