@@ -16,7 +16,7 @@ ORDER = [
     "version", "errors", "places", "artifacts", "annotations", "entropy",
     "exif", "heif", "raw", "images", "signals", "library",
     "packets", "embedded", "xmp",
-    "datasets", "splits",
+    "datasets", "ratings", "splits",
     "_torchvision", "features", "mlsp", "pocket", "pickles", "backbones", "weights", "extraction", "storing",
     "references", "model", "pool", "album", "published_files", "losses", "metrics", "samples", "training", "tuning",
     "recipe", "doubt", "recipes", "checkpoints", "reduction", "published", "results", "evaluation", "growing",
