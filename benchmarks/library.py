@@ -432,13 +432,18 @@ def difference(first: Run, second: Run) -> tuple[int, float]:
     return differing, max((abs(float(a["score"]) - float(b["score"])) for a, b in pairs), default=0.0)
 
 
-def kill_at_random(runner: Runner, seconds: float, kills: int, rng: np.random.Generator) -> list[int]:
-    """Kill runs at random moments of the time a whole run takes; how many photos were kept after each."""
+def kill_at_random(runner: Runner, idle: float, work: float, kills: int, rng: np.random.Generator) -> list[int]:
+    """Kill runs at random moments; how many photos were kept after each.
+
+    `idle`: seconds of a run that has nothing to do, `work`: what a whole run takes above that. A quarter of the kills
+    falls into the start of the command, and the others share the work.
+    """
     kept = []
     for _ in range(kills):
         process = runner.start()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(float(rng.uniform(0.1, 0.9)) * seconds / max(1, kills - 1))
+            early = rng.random() < 0.25
+            process.wait(float(rng.uniform(0, idle) if early else idle + rng.uniform(0, 2 * work / (kills + 1))))
         process.send_signal(signal.SIGKILL)
         process.wait()
         kept.append(runner.kept())
@@ -468,7 +473,7 @@ def measure(
     shutil.move(runner.home, folder / "home.first")
     runner.output.unlink()
     runner.output.with_name("out.errors.csv").unlink()
-    kept = kill_at_random(runner, first.seconds, kills, rng)
+    kept = kill_at_random(runner, again.seconds, first.seconds - again.seconds, kills, rng)
     left_files = sorted(path.name for path in folder.iterdir() if path.name.startswith("out"))
     finished = runner.run()
     wrong += [f"killed: {text}" for text in problems(made, finished)]

@@ -189,14 +189,17 @@ def _level(bits: _Bits) -> None:
 
 
 def hevc(planes: Sequence[NDArray[np.integer]], depth: int = 8) -> tuple[list[bytes], bytes, tuple[int, int]]:
-    """Parameter sets, picture and (width, height) of one HEVC picture of 1 plane or 3 equally large ones [H, W].
+    """Parameter sets, picture and (width, height) of one HEVC picture of 1 plane, or 3 [H, W]; even sides in 4:2:0.
 
     Its sides are multiples of 16: the last row and column are repeated, and cut away by the conformance window.
     """
     height, width = planes[0].shape
     down, right = -height % BLOCK, -width % BLOCK
-    planes = [np.pad(plane, ((0, down), (0, right)), "edge") for plane in planes]
+    step = [height // plane.shape[0] for plane in planes]  # 2: chroma has half the rows and columns
+    padded = [((0, down // by), (0, right // by)) for by in step]
+    planes = [np.pad(plane, how, "edge") for plane, how in zip(planes, padded, strict=True)]
     full_height, full_width = planes[0].shape
+    chroma = _chroma(planes)
 
     video = _Bits()
     video.u(4, 0)
@@ -217,12 +220,12 @@ def hevc(planes: Sequence[NDArray[np.integer]], depth: int = 8) -> tuple[list[by
     sequence.u(3, 0)
     sequence.u(1, 1)
     _level(sequence)
-    sequence.ue(0, 3 if len(planes) == 3 else 0)
-    if len(planes) == 3:
+    sequence.ue(0, chroma)
+    if chroma == 3:
         sequence.u(1, 0)
     sequence.ue(full_width, full_height)
     sequence.u(1, 1)
-    sequence.ue(0, right, 0, down)
+    sequence.ue(0, right // max(step), 0, down // max(step))
     sequence.ue(depth - 8, depth - 8, 0)
     sequence.u(1, 1)
     sequence.ue(0, 0, 0)
@@ -262,8 +265,9 @@ def hevc(planes: Sequence[NDArray[np.integer]], depth: int = 8) -> tuple[list[by
             state = min(state + 1, 62)
             code.terminate(True)  # pixels as they are
             bits = _Bits()
-            for plane in planes:
-                for value in plane[top : top + BLOCK, left : left + BLOCK].ravel().tolist():
+            for plane, by in zip(planes, step, strict=True):
+                rows, columns = slice(top // by, (top + BLOCK) // by), slice(left // by, (left + BLOCK) // by)
+                for value in plane[rows, columns].ravel().tolist():
                     bits.u(depth, value)
             parts += [code.bits.aligned(), bits.aligned()]
     code = _Arithmetic()
@@ -271,6 +275,11 @@ def hevc(planes: Sequence[NDArray[np.integer]], depth: int = 8) -> tuple[list[by
     parts.append(code.bits.aligned())
     sets = [_unit(32, video.end()), _unit(33, sequence.end()), _unit(34, picture.end())]
     return sets, _unit(19, b"".join(parts)), (width, height)
+
+
+def _chroma(planes: Sequence[NDArray[np.integer]]) -> int:
+    """chroma_format_idc: grey, 4:2:0 or 4:4:4."""
+    return 0 if len(planes) == 1 else 3 if planes[1].shape == planes[0].shape else 1
 
 
 class _Arithmetic:
@@ -332,6 +341,15 @@ def _full(kind: bytes, *content: bytes, version: int = 0, flags: int = 0) -> byt
     return box(kind, struct.pack(">I", version << 24 | flags), *content)
 
 
+def usual_planes(rgb: NDArray[np.integer]) -> list[NDArray[np.integer]]:
+    """Y, Cb, Cr of BT.601 in 0..255; the last two with half the rows and columns."""
+    red, green, blue = np.moveaxis(rgb.astype(np.float64), -1, 0)
+    light = 0.299 * red + 0.587 * green + 0.114 * blue
+    colours = [(blue - light) / 1.772 + 128, (red - light) / 1.402 + 128]
+    halves = [c.reshape(c.shape[0] // 2, 2, c.shape[1] // 2, 2).mean((1, 3)) for c in colours]
+    return [plane.round().clip(0, 255).astype(np.uint8) for plane in (light, *halves)]
+
+
 def heic(
     rgb: NDArray[np.integer],
     *,
@@ -342,13 +360,15 @@ def heic(
     exif: bytes = b"",
     profile: bytes = b"",
     tiles: int = 1,
+    usual: bool = False,
     brands: bytes = b"heicmif1heic",
     claimed: tuple[int, int] | None = None,
 ) -> bytes:
     """A HEIC file whose decoded pixels are `rgb` HWC (of `depth` bits), before it is turned and mirrored.
 
     `turns`: quarters anticlockwise; `mirror`: 0 or 1 as in the box `imir`. `tiles`: put together of that many
-    pictures side by side, as phones do. `claimed`: width and height the container names instead of the true ones.
+    pictures side by side, as phones do. `usual`: as they code colours, too (BT.601, all values used, 4:2:0), which is
+    not exact; needs 8 bits and even sides. `claimed`: width and height the container names instead of the true ones.
     """
     height, width = rgb.shape[:2]
     properties: list[bytes] = []
@@ -363,7 +383,7 @@ def heic(
     def coded(planes: Sequence[NDArray[np.integer]], bits: int, hidden: bool) -> int:
         sets, picture, size = hevc(planes, bits)
         config = bytes([1, 4]) + struct.pack(">I", 1 << (31 - 4)) + bytes([0x90, 0, 0, 0, 0, 0, 186, 0xF0, 0, 0xFC])
-        config += bytes([0xFC | (3 if len(planes) == 3 else 0), 0xF8 | bits - 8, 0xF8 | bits - 8, 0, 0, 0x0F, 3])
+        config += bytes([0xFC | _chroma(planes), 0xF8 | bits - 8, 0xF8 | bits - 8, 0, 0, 0x0F, 3])
         for unit in sets:
             config += bytes([0x80 | unit[0] >> 1]) + struct.pack(">HH", 1, len(unit)) + unit
         shown = size if claimed is None else claimed
@@ -375,14 +395,15 @@ def heic(
         items.append((b"hvc1", struct.pack(">I", len(picture)) + picture, mine, hidden))
         return len(items)
 
-    look = [(False, property_(box(b"colr", b"nclx", struct.pack(">HHHB", 1, 13, 0, 0x80))))]  # G, B, R: no loss
+    # matrix 0: G, B and R as they are, no loss; 6: BT.601
+    look = [(False, property_(box(b"colr", b"nclx", struct.pack(">HHHB", 1, 13, 6 if usual else 0, 0x80))))]
     if profile:
         look.append((False, property_(box(b"colr", b"prof", profile))))
     if turns:
         look.append((True, property_(box(b"irot", bytes([turns])))))
     if mirror is not None:
         look.append((True, property_(box(b"imir", bytes([mirror])))))
-    planes = [rgb[..., 1], rgb[..., 2], rgb[..., 0]]
+    planes = usual_planes(rgb) if usual else [rgb[..., 1], rgb[..., 2], rgb[..., 0]]
     if tiles == 1:
         primary = coded(planes, depth, False)
         items[-1][2].extend(look)

@@ -79,6 +79,18 @@ def test_heic_pixels_are_exact(depth: int, tmp_path: Path) -> None:
 
 
 @needs_heif
+def test_heic_as_phones_code_it() -> None:
+    """BT.601 with half the rows and columns of colour, against the formula."""
+    rgb = picture(202, 130)
+    light, blue, red = made_files.usual_planes(rgb)
+    blue, red = (plane.repeat(2, 0).repeat(2, 1) - 128.0 for plane in (blue, red))
+    expected = np.stack([light + 1.402 * red, light - 0.344136 * blue - 0.714136 * red, light + 1.772 * blue], -1)
+    found = pixels(open_photo(made_files.heic(rgb, usual=True)))
+    np.testing.assert_allclose(found, expected.clip(0, 255), atol=1.5)
+    assert np.abs(found - rgb).mean() < 2
+
+
+@needs_heif
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("exif_says", [False, True])
 def test_heic_is_turned_once(orientation: int, exif_says: bool) -> None:
@@ -161,6 +173,12 @@ def test_cut_heic_is_refused(tiles: int) -> None:
     for length in {*range(1, len(data), 61), len(data) - 1}:
         with pytest.raises(ImageError, match=r"^<bytes>: (is cut short|not an image of a format)"):
             open_photo(data[:length])
+
+
+@needs_heif
+@pytest.mark.parametrize("trailer", [b"x", b"\0", b"notes of a phone, SEFT", bytes(9), b"\0\0\1\0mpvd" + bytes(99)])
+def test_what_phones_append_to_a_heic(trailer: bytes) -> None:
+    np.testing.assert_array_equal(pixels(open_photo(made_files.heic(RGB) + trailer)), RGB)
 
 
 @needs_heif

@@ -18,6 +18,7 @@ SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
 _HEVC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _ANY = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))  # the container alone, whatever codes the picture
 _AV1 = frozenset((b"avif", b"avis"))
+_PARTS = frozenset((b"ftyp", b"meta", b"mdat", b"moov"))  # boxes that a picture is in
 
 
 def is_available() -> bool:
@@ -53,17 +54,20 @@ def open_heif(stream: BinaryIO, name: str) -> ImageFile.ImageFile:
 
 
 def _check_whole(stream: BinaryIO, name: str) -> None:
-    """Raise ImageError when a box reaches beyond the end: the decoder would fill what is missing with grey."""
+    """Raise ImageError when a box the picture is in reaches beyond the end: the decoder might fill what is missing.
+
+    Behind the last one there may be anything: some phones append a film, or notes of their own.
+    """
     end = stream.seek(0, 2)
     place = 0
     while place < end:
         stream.seek(place)
         head = stream.read(16)
-        size = int.from_bytes(head[:4], "big")
-        if size == 0:  # up to the end, whatever that is
-            return
+        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if size == 1:
-            size = int.from_bytes(head[8:], "big") if len(head) == 16 else end
-        if size < 8 or place + size > end or len(head) < 8:
+            size = int.from_bytes(head[8:], "big")
+        if size < 8:  # 0: up to the end, whatever that is; else no box
+            return
+        if kind in _PARTS and place + size > end:
             raise ImageError(name, f"is cut short: at byte {place} a part of {size} begins, the file has {end}")
         place += size
