@@ -124,11 +124,11 @@ def test_there_must_be_a_folder(tmp_path: Path) -> None:
 def test_remembering(tmp_path: Path, home: Path) -> None:
     assert known_photos() == {}
     first, second = save(tmp_path / "1" / "a.png", 1), save(tmp_path / "1" / "b.png", 2)
-    remember(match_photos(pool(["a", "b"], [first, second]), tmp_path / "1"))
+    remember(match_photos(pool(["a", "b"], [first, second]), tmp_path / "1").found)
     assert places_file() == home / "photos.json"
     shutil.copytree(tmp_path / "1", tmp_path / "2")
     third = save(tmp_path / "2" / "c \u2603.png", 3)
-    remember(match_photos(pool(["b", "c \u2603"], [second, third]), tmp_path / "2"))
+    remember(match_photos(pool(["b", "c \u2603"], [second, third]), tmp_path / "2").found)
     assert known_photos() == {
         first: tmp_path / "1" / "a.png",
         second: tmp_path / "2" / "b.png",
@@ -143,14 +143,14 @@ def test_damaged_places(tmp_path: Path, home: Path, content: bytes) -> None:
     places_file().write_bytes(content)
     digest = save(tmp_path / "photos" / "a.png", 1)
     matched = match_photos(pool(["a"], [digest]), tmp_path / "photos")
-    for action in (known_photos, lambda: remember(matched)):
+    for action in (known_photos, lambda: remember(matched.found)):
         with pytest.raises(
             ArtifactError, match=r"photos\.json.*cannot be read.*remove it and run `milnet pool images`"
         ):
             action()
     assert places_file().read_bytes() == content
     places_file().unlink()
-    remember(matched)
+    remember(matched.found)
     assert len(known_photos()) == 1
 
 

@@ -647,3 +647,79 @@ def test_usage() -> None:
     assert "No such command" in milnet("scroe", code=2).stderr
     assert "No such option" in milnet("doctor", "--devcie", "cpu", code=2).stderr
     assert "--device tpu: not available here; there is: cpu" in milnet("doctor", "--device", "tpu", code=2).stderr
+
+
+def test_taste(place: Path, tmp_path: Path) -> None:
+    """Rated photos become a MODEL; scoring with it needs no new forward pass and never asks a photo about itself."""
+    photos = sorted((place / "photos").iterdir())[:40]
+    rng = np.random.default_rng(0)
+    rated = [(photo, int(rng.integers(1, 6))) for photo in photos]
+    table = tmp_path / "mine.csv"
+    table.write_text("photo,rating\n" + "".join(f"{photo.name},{stars}\n" for photo, stars in rated))
+    options = ["taste", *photos, "--model", place / "model", "--ratings", table]
+    made_it = json.loads(milnet(*options, "-o", tmp_path / "mine", "--json").stdout)
+    assert made_it["photos"] == 40
+    assert made_it["values"] == [1, 2, 3, 4, 5]
+    checked = made_it["checked"]
+    assert checked["low"] <= checked["difference"] <= checked["high"]
+    assert made_it["verdict"].startswith("not enough ratings to beat the general model")  # they are chance
+    assert checked["beats"] is False
+    assert "exists already" in milnet(*options, "-o", tmp_path / "mine", code=2).stderr
+    assert "your taste: both" in milnet(*options, "-o", tmp_path / "mine", "--overwrite").stdout
+
+    said = milnet("score", place / "photos", "--model", tmp_path / "mine", "-o", tmp_path / "s.csv").stdout
+    assert "your taste, from 40 photos you rated" in said
+    scores = polars.read_csv(tmp_path / "s.csv")
+    assert scores["spread"].null_count() == 60
+    assert set(scores["model"]) == {made_it["digest"]}
+    scored = json.loads(milnet("score", *photos, "--model", tmp_path / "mine", "--json").stdout)
+    assert scored["forward"] == 0
+    for row, photo in zip(scored["scores"], photos, strict=True):
+        parts = row["base"] + row["own"] + row["rest"] + sum(r["influence"] for r in json.loads(row["references"]))
+        assert parts == pytest.approx(row["score"], abs=1e-4)
+        assert photo.name not in [r["id"] for r in json.loads(row["references"])]
+        assert 1 <= row["stars"] <= 5
+    assert "the mean of your ratings" in milnet("explain", photos[0], "--model", tmp_path / "mine").stdout
+    assert "is a taste itself" in milnet(*options[:-4], "--model", tmp_path / "mine", "--ratings", table, "-o",
+                                         tmp_path / "x", code=2).stderr  # fmt: skip
+    assert "expected numbers with commas" in milnet(*options, "-o", tmp_path / "x", "--levels", "a", code=2).stderr
+    assert "expected 'xmp' or a file" in milnet(*options[:-1], tmp_path / "none", "-o", tmp_path / "x", code=2).stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_taste_from_stars_in_sidecars(place: Path, tmp_path: Path) -> None:
+    """Stars that a human gave, written as other programs write them; those that milnet gave are not a taste."""
+    shutil.copytree(place / "photos", tmp_path / "in")
+    photos = sorted((tmp_path / "in").iterdir())
+    milnet("score", *photos[:20], "--model", place / "model", "--xmp")
+    options = ["taste", tmp_path / "in", "--model", place / "model", "--ratings", "xmp", "-o", tmp_path / "mine"]
+    assert "nothing to learn from" in milnet(*options, code=2).stderr
+    for i, photo in enumerate(photos[20:50]):
+        photo.with_suffix(".xmp").write_text(
+            '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+            f'<rdf:Description xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="{1 + i % 5}"/></rdf:RDF>'
+            "</x:xmpmeta>"
+        )
+    assert json.loads(milnet(*options, "--json").stdout)["photos"] == 30
+
+
+def test_score_writes_xmp(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "photos", tmp_path / "in")
+    options = ["score", tmp_path / "in", "--model", place / "model", "--xmp"]
+    assert "nothing was written: --dry-run): 60 created" in milnet(*options, "--dry-run").stdout
+    assert not list((tmp_path / "in").glob("*.xmp"))
+    assert "XMP: 60 created" in milnet(*options).stdout
+    assert len(list((tmp_path / "in").glob("*.png.xmp"))) == 60
+    assert "XMP: 60 unchanged" in milnet(*options).stdout
+    (tmp_path / "in" / "photo000.png.xmp").write_text("no XMP")
+    refused = milnet(*options, code=1)
+    assert "rating not written: " in refused.stderr and "photo000.png" in refused.stderr
+    assert (tmp_path / "in" / "photo000.png.xmp").read_text() == "no XMP"
+    assert "XMP has at most 5" in milnet(*options, "--stars", "10,20,30,40,50", code=2).stderr
+    assert "expected append" in milnet(*options, "--sidecar", "x", code=2).stderr
+    (tmp_path / "jpeg").mkdir()
+    made.photo(1).save(tmp_path / "jpeg" / "a.jpg")
+    options = ["score", tmp_path / "jpeg", "--model", place / "model", "--xmp", "--embed-jpeg", "--json"]
+    assert json.loads(milnet(*options).stdout)["forward"] == 1
+    assert b"urn:milnet:xmp" in (tmp_path / "jpeg" / "a.jpg").read_bytes()
+    assert json.loads(milnet(*options).stdout)["forward"] == 0  # the file has changed, the photo has not

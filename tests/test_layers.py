@@ -41,6 +41,7 @@ COMMANDS = [
     "explain",
     "info",
     "doctor",
+    "taste",
     "pool add",
     "pool images",
     "weights add",

@@ -21,6 +21,7 @@ from typing import Literal
 
 from milnet.artifacts import write_json
 from milnet.errors import ArtifactError, ImageError, UsageError
+from milnet.extraction import SCREEN
 from milnet.features import Progress
 from milnet.images import open_photo
 from milnet.library import photos_below
@@ -119,12 +120,12 @@ def places_file() -> Path:
     return user_folder() / "photos.json"
 
 
-def remember(matched: Matched) -> None:
-    """Add what was found to the places known so far; a digest that was known gets its new place.
+def remember(found: Mapping[str, Path]) -> None:
+    """Add {digest of the pixels: absolute path} to the places known so far; a known digest gets its new place.
 
     Raises ArtifactError when the file with the places is damaged.
     """
-    known = {**known_photos(), **matched.found}
+    known = {**known_photos(), **found}
     write_json(places_file(), {digest: str(path) for digest, path in known.items()})
 
 
@@ -157,11 +158,15 @@ def thumbnail(path: Path, digest: str | None, side: int) -> bytes | None:
 
     None when the file cannot be read, or when its pixels do not have this `digest` (None: whatever it shows).
     """
-    try:
-        photo = open_photo(path, draft_side=side if digest is None else None)
-    except ImageError:
-        return None
-    if digest is not None and photo.digest != digest:
+    # the pixels as an extractor decodes a large JPEG, or all of them
+    for draft_side in (side,) if digest is None else (SCREEN, None):
+        try:
+            photo = open_photo(path, draft_side=draft_side)
+        except ImageError:
+            return None
+        if digest is None or photo.digest == digest:
+            break
+    else:
         return None
     photo.pixels.thumbnail((side, side))
     stream = BytesIO()

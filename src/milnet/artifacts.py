@@ -230,14 +230,8 @@ def verify_files(folder: Path, manifest: Manifest, names: Sequence[str] | None =
             raise ArtifactError(f"{path} does not have the content its manifest names: it was changed or damaged")
 
 
-@contextmanager
-def new_folder(target: Path, kind: str, *, overwrite: bool = False, keep: Sequence[str] = ()) -> Iterator[Path]:
-    """Build a folder under a temporary name beside `target`, then rename it into place.
-
-    An existing `target` is refused unless `overwrite`; then it is replaced only after the new one is complete, and
-    only when it is a milnet folder of the same `kind` or empty: what a user keeps there is never removed. What `keep`
-    names is taken over from the old folder.
-    """
+def check_new_folder(target: Path, kind: str, *, overwrite: bool = False) -> None:
+    """Raise ArtifactError, before any work is done, when `new_folder` would refuse `target`."""
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise ArtifactError(f"{target} exists already: choose another name, or pass --overwrite to replace it")
     ours = (target / MANIFEST).is_file() or (target.is_dir() and not any(target.iterdir()))
@@ -248,6 +242,17 @@ def new_folder(target: Path, kind: str, *, overwrite: bool = False, keep: Sequen
         )
     if (target / MANIFEST).is_file():
         read_manifest(target, kind)  # a DATA folder is not replaced by a MODEL
+
+
+@contextmanager
+def new_folder(target: Path, kind: str, *, overwrite: bool = False, keep: Sequence[str] = ()) -> Iterator[Path]:
+    """Build a folder under a temporary name beside `target`, then rename it into place.
+
+    An existing `target` is refused unless `overwrite`; then it is replaced only after the new one is complete, and
+    only when it is a milnet folder of the same `kind` or empty: what a user keeps there is never removed. What `keep`
+    names is taken over from the old folder.
+    """
+    check_new_folder(target, kind, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:

@@ -42,7 +42,7 @@ from milnet.mlsp import CELLS, Pooling
 Key = TypeVar("Key")
 Fit = Literal["whole", "crop", "original"]
 Views = tuple[NDArray[np.uint8], ...]  # a photo's pixels HWC at each size
-_SCREEN = 800  # `draft_side` at least: leaves a long side of 1,600, at which a screen shows whether a photo is sharp
+SCREEN = 800  # `draft_side` at least: leaves a long side of 1,600, at which a screen shows whether a photo is sharp
 _LARGE = 512  # pixels of the long side above which a photo is passed by itself
 _WAITING = 1 << 29  # bytes of decoded photos that may wait for others of their size
 
@@ -94,7 +94,7 @@ class Preprocess:
 
     def open(self, source: Source, max_pixels: int = MAX_PIXELS) -> Photo:
         """The photo, decoded as its sizes allow. Raises ImageError."""
-        return open_photo(source, max_pixels=max_pixels, draft_side=max(_SCREEN, *self.sizes) if self.draft else None)
+        return open_photo(source, max_pixels=max_pixels, draft_side=max(SCREEN, *self.sizes) if self.draft else None)
 
     def views(self, photo: Photo, source: Source) -> Views:
         """For each size the pixels HWC uint8 in [0, 255] at input size; ImageError, naming `source`, for a strip."""

@@ -18,25 +18,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from milnet.annotations import deviation
-from milnet.artifacts import canonical_json, digest_text
+from milnet.annotations import FloatArray, deviation
+from milnet.artifacts import canonical_json, digest_text, read_manifest
 from milnet.cache import Cache, Content, Kept, state_of
 from milnet.checkpoints import load_model
+from milnet.doubt import Doubt
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.explanation import Explanation, explain
 from milnet.extraction import Extracted, Extractor, load_extractor
 from milnet.features import Progress, torch_threads
 from milnet.images import MAX_PIXELS, Photo, Source
 from milnet.places import find_model
+from milnet.pool import RatedPool
 from milnet.recipes import Model
 from milnet.references import References
 from milnet.signals import Signals, measure
+from milnet.taste import Taste, load_taste
 from milnet.version import __version__
 from milnet.weights import KNOWN, require, stand_in
 
 _FEW = 16  # photos that are scored together, by one thread
 STARS = (10.0, 35.0, 65.0, 90.0)  # percentiles in the pool from which a photo has 2, 3, 4, 5 stars
 StarsOf = Literal["percentile", "folder_percentile", "score"]  # what the limits of the stars are limits of
+_STEP = 0.01  # between two limits of stars at least
 LISTED = 8  # references of a photo that are shown at most
 SIGNALS = tuple(field.name for field in fields(Signals))  # columns of the technical measurements
 _CHUNK = 64  # photos that go through the first of two backbones before they go through the second
@@ -203,7 +207,8 @@ class Scorer:
     """A model with its backbones: `Scorer.load(MODEL).score([...])`.
 
     `nodes` makes what enters the network (with a reducer: wide maps), `semantic` what references are found by: the same
-    extractor, or two.
+    extractor, or two. With a `taste` the model is the general one beneath it, and values, pool and doubt are the
+    person's.
     """
 
     def __init__(
@@ -214,12 +219,16 @@ class Scorer:
         digest: str,
         *,
         device: str = "cpu",
-        stars: Sequence[float] = STARS,
+        stars: Sequence[float] | None = None,
         stars_of: StarsOf = "percentile",
+        taste: Taste | None = None,
     ) -> None:
         self.model, self.digest, self.device = model, digest, device
         self.nodes = replace(nodes, look=_look)
         self.semantic = self.nodes if semantic is nodes else semantic
+        self.taste = taste
+        if stars is None:
+            stars, stars_of = (STARS if taste is None else as_rated(taste)), "percentile"
         self.stars, self.stars_of = check_stars(stars, stars_of), stars_of
         self._spans = {role: slice(*part["span"]) for role, part in model.features.items()}
         # what decides the numbers of each backbone: by these a cache knows them
@@ -237,20 +246,26 @@ class Scorer:
         batch: int | None = None,
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
-        stars: Sequence[float] = STARS,
+        stars: Sequence[float] | None = None,
         stars_of: StarsOf = "percentile",
     ) -> Scorer:
         """Load a MODEL folder, or a shipped model by its name, and the backbones its features were made with.
 
-        `stars`: ascending percentiles in the pool from which a photo has 2, 3, ... stars; with `stars_of` percentiles
-        in the folder, or scores.
+        A folder that `milnet taste` made is a MODEL, too. `stars`: ascending percentiles in the pool from which a
+        photo has 2, 3, ... stars, with `stars_of` percentiles in the folder, or scores; by default (10, 35, 65, 90), of
+        a taste each number of stars as often as the person gave it.
         `weights`, `semantic_weights`: where the weights of the node and the semantic backbone are now ("hub" may
         download them); by default where they were for the features, or the hub's cache. A model of one backbone needs
         the first alone. Raises ArtifactError for a folder that is no model, WeightsError when the backbone's weights
         are missing or not the same, UsageError when the features were not made from photos.
         """
         model = find_model(model)
-        fitted, manifest = load_model(model, device=device)
+        taste: Taste | None = None
+        if read_manifest(model).kind == "taste":
+            taste, manifest = load_taste(model, device=device)
+            fitted = taste.general
+        else:
+            fitted, manifest = load_model(model, device=device)
         part, semantic = fitted.node_features, fitted.features["semantic"]
         wide = part["extraction"].get("wide") or {}
         pooling = part.get("pooling") or wide.get("pooling")
@@ -266,7 +281,7 @@ class Scorer:
         how: Any = {
             "offline": offline, "device": device, "batch": batch, "workers": workers, "max_pixels": max_pixels,
         }  # fmt: skip
-        own: Any = {"device": device, "stars": stars, "stars_of": stars_of}
+        own: Any = {"device": device, "stars": stars, "stars_of": stars_of, "taste": taste}
         place, expected = where_weights(part, weights, "--weights")
         extractor = load_extractor(part["extraction"], place, digest=expected, pooling=pooling, **how)
         if _photo_part(semantic["extraction"]) == _photo_part(part["extraction"]):
@@ -274,6 +289,31 @@ class Scorer:
         place, expected = where_weights(semantic, semantic_weights, "--semantic-weights")
         second = load_extractor(semantic["extraction"], place, digest=expected, **how)
         return cls(fitted, extractor, second, manifest.digest, **own)
+
+    @property
+    def values(self) -> FloatArray:
+        """The values [S] of the scores: the model's, or the levels of a person's ratings."""
+        return self.model.values if self.taste is None else self.taste.values
+
+    @property
+    def pool(self) -> RatedPool:
+        """The rated photos that are consulted: the model's, or a person's own."""
+        return self.model.pool if self.taste is None else self.taste.pool
+
+    @property
+    def doubt(self) -> Doubt:
+        """How far scores can be trusted: of the model among its pool, or of a person's taste."""
+        return self.model.doubt if self.taste is None else self.taste.doubt
+
+    @property
+    def whole(self) -> bool:
+        """Whether each photo consults the whole pool."""
+        return self.taste is not None or self.model.recipe.whole
+
+    @property
+    def exact(self) -> bool:
+        """Whether the parts of a score explain all of it; of a graph network they leave a remainder."""
+        return self.taste is not None or self.model.recipe.model != "graph"
 
     @property
     def batch(self) -> int:
@@ -351,18 +391,23 @@ class Scorer:
         """Whether the network learned from wide maps, of which there are too many numbers to keep."""
         return self.model.reducer is not None or self.model.recipe.model == "reducer"
 
-    def judge(self, photos: Sequence[str], seen: Sequence[Seen]) -> list[Score]:
-        """Scores of photos from what the backbones made of them."""
+    def entering(self, seen: Sequence[Seen]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """What the model takes of n photos: node features [n, D], or maps [n, 25, D]; semantic features [n, Ds]."""
         nodes: NDArray[Any] = np.stack([one.nodes for one in seen])
         if self.model.reducer is not None:
             nodes = self.model.reduce(nodes, np.arange(len(nodes), dtype=np.int64), device=self.device)
         elif not self.takes_maps:
             nodes = nodes[:, self._spans["nodes"]]
+        return nodes, np.stack([one.semantic[self._spans["semantic"]] for one in seen])
+
+    def judge(self, photos: Sequence[str], seen: Sequence[Seen]) -> list[Score]:
+        """Scores of photos from what the backbones made of them."""
+        nodes, semantic = self.entering(seen)
         # A few photos are too little for several threads, which would wait for each other and for the decoding ones.
         with torch_threads(1 if len(nodes) <= _FEW and nodes.ndim == 2 else torch.get_num_threads()):
             scores = self.score_features(
                 nodes,
-                np.stack([one.semantic[self._spans["semantic"]] for one in seen]),
+                semantic,
                 photos=photos,
                 pixels=[one.pixels for one in seen],
             )
@@ -377,15 +422,20 @@ class Scorer:
         pixels: Sequence[str] | None = None,
     ) -> list[Score]:
         """Scores from node features [n, D] (of a model of maps alone: [n, 25, D]) and semantic features [n, Ds]."""
-        model, doubt = self.model, self.model.doubt
-        references = model.find(semantic, pixels=pixels, device=self.device)
-        parts = explain(model, nodes, references, device=self.device)
+        doubt = self.doubt
+        how: Any = {"pixels": pixels, "device": self.device}
+        if self.taste is None:
+            references = self.model.find(semantic, **how)
+            parts = explain(self.model, nodes, references, device=self.device)
+        else:
+            references = self.taste.find(semantic, **how)
+            parts = self.taste.explain(nodes, semantic, references, **how)
         p = parts.distribution
-        scores, deviations = p @ model.values, deviation(p, model.values)
+        scores, deviations = p @ self.values, deviation(p, self.values)
         nearest = self._nearest(semantic, references, pixels)
-        low, high = doubt.within(scores, deviations, nearest, model.values)
+        low, high = doubt.within(scores, deviations, nearest, self.values)
         percentiles, unlike, spreads = doubt.percentile(scores), doubt.unlike(nearest), doubt.spread(deviations)
-        values = tuple(model.values.tolist())
+        values = tuple(self.values.tolist())
         found = []
         for i in range(len(p)):
             listed, rest = self._references(i, references, parts)
@@ -395,7 +445,7 @@ class Scorer:
                     score=float(scores[i]),
                     low=_known(low[i]),
                     high=_known(high[i]),
-                    spread=float(spreads[i]),
+                    spread=None if self.taste is not None else float(spreads[i]),  # one person does not disagree
                     percentile=_known(percentiles[i]),
                     stars=None,  # given with the folder's percentiles: they are the user's choice, not the model's
                     folder_percentile=None,
@@ -416,7 +466,7 @@ class Scorer:
     ) -> NDArray[np.float32]:
         """Similarity [n] of the nearest pool photo that is not the photo itself."""
         if references is None or not references.index.shape[1]:
-            if not len(self.model.doubt.nearest):
+            if not len(self.doubt.nearest):
                 return np.full(len(semantic), np.nan, np.float32)
             how: Any = {"similarity": self.model.recipe.similarity, "device": self.device}
             references = self.model.pool.find(semantic, 1, pixels=pixels, **how)
@@ -428,7 +478,7 @@ class Scorer:
         """The references of one photo that are shown, and what the score owes to none of them."""
         if references is None:
             return (), float(parts.remainder[photo])
-        pool, index, influence = self.model.pool, references.index[photo], parts.influence[photo]
+        pool, index, influence = self.pool, references.index[photo], parts.influence[photo]
         places = np.flatnonzero(index >= 0)
         if len(places) > LISTED:  # those that moved the score most
             places = places[np.argsort(-np.abs(influence[places]), kind="stable")[:LISTED]]
@@ -464,6 +514,13 @@ def check_stars(limits: Sequence[float], of: StarsOf = "percentile") -> tuple[fl
             + f", for example {example}: from each of them on a photo has one star more"
         )
     return found
+
+
+def as_rated(taste: Taste) -> tuple[float, ...]:
+    """Percentiles that give a person's photos each level as often as the person does."""
+    shares = 100 * np.cumsum(taste.pool.distributions.mean(0))[:-1]
+    steps = np.arange(len(shares)) * _STEP  # limits of levels that were never given would be equal
+    return tuple((np.clip(shares, _STEP, 100 - (len(shares) + 1) * _STEP) + steps).tolist())
 
 
 def star_signs(stars: int | None, of: int) -> str:

@@ -13,6 +13,7 @@ from milnet.cli import measure  # noqa: F401
 from milnet.cli import figures  # noqa: F401
 from milnet.cli import score  # noqa: F401
 from milnet.cli import use  # noqa: F401
+from milnet.cli import taste  # noqa: F401
 from milnet.cli import pool  # noqa: F401
 from milnet.cli import weights  # noqa: F401
 

@@ -101,7 +101,7 @@ def images(
     count = total - len(matched.other) - len(matched.missing) - len(matched.unreadable)
     context.failed = not count
     if count:
-        remember(matched)
+        remember(matched.found)
         context.say(f"{count:,} of the pool's {total:,} photos found in {folder}; {places_file()} says where")
     else:
         context.warn(f"none of the pool's {total:,} photos found in {folder}")

@@ -122,10 +122,10 @@ def score(
     how = {"batch": batch, "workers": workers, "max_pixels": max_pixels or MAX_PIXELS}
     name, scorer = load_scorer(context, model, stars, weights, **how)
     if output is not None:
-        check_output(output, scorer.model.values.tolist())
+        check_output(output, scorer.values.tolist())
     if xmp and len(scorer.stars) > 4:
         raise UsageError(f"--stars: {len(scorer.stars)} limits make {len(scorer.stars) + 1} stars, XMP has at most 5")
-    cache = _open_cache(context, output, no_cache=no_cache)
+    cache = open_cache(context, output, no_cache=no_cache)
     own = cache is not None and output is not None and cache.path.parent == output.parent and no_cache
     began, finished = time.monotonic(), False
     try:
@@ -142,7 +142,7 @@ def score(
             with context.progress() as progress:
                 outcomes, refused = write_ratings(scores, cache, progress, **how)
         if output is not None:
-            write_scores(output, scores, scorer.model.values.tolist())
+            write_scores(output, scores, scorer.values.tolist())
             if failures:
                 write_failures(errors_path(output), failures)
             else:
@@ -182,7 +182,7 @@ def score(
     }
 
 
-def _open_cache(context: Context, output: Path | None, *, no_cache: bool) -> Cache | None:
+def open_cache(context: Context, output: Path | None, *, no_cache: bool) -> Cache | None:
     """The user's cache; else, so that a stopped run can go on, one beside the output for the time of the work."""
     from milnet.cache import Cache, cache_file
 

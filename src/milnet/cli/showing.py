@@ -97,13 +97,18 @@ def introduction(name: str, scorer: Scorer) -> str:
     """The first line: which model scores, how good it is on photos it has not seen, how to get a better one."""
     from milnet.shipped import BETTER
 
+    quality = None if scorer.doubt.stale else scorer.doubt.srcc
+    crossvalidated = "not cross-validated" if quality is None else f"cross-validated SRCC {quality:.2f}"
+    values = f"{scorer.values[0]:g} to {scorer.values[-1]:g}"
+    if scorer.taste is not None:
+        return (
+            f"{name}: your taste, from {len(scorer.pool):,} photos you rated, {crossvalidated} with your ratings; "
+            f"scores {values}"
+        )
     fitted = scorer.model
-    quality = None if fitted.doubt.stale else fitted.doubt.srcc
     return (
-        f"{name}: {fitted.recipe.name} on {len(fitted.pool):,} rated photos of {fitted.table_name}, "
-        + ("not cross-validated" if quality is None else f"cross-validated SRCC {quality:.2f}")
-        + f"; scores {fitted.values[0]:g} to {fitted.values[-1]:g}"
-        + (f". A better model: `{BETTER}`" if name == "pocket" else "")
+        f"{name}: {fitted.recipe.name} on {len(fitted.pool):,} rated photos of {fitted.table_name}, {crossvalidated}; "
+        f"scores {values}" + (f". A better model: `{BETTER}`" if name == "pocket" else "")
     )
 
 

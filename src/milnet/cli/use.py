@@ -32,26 +32,28 @@ def explain(
     with context.progress() as progress:
         scored = score_files(scorer, library.photos, progress=progress)
     scores, failures = scored.scores, [*library.failures, *scored.failures]
-    fitted = scorer.model
-    exact = fitted.recipe.model != "graph"
+    whose, panel = "the pool's", "the mean vote of a large panel"
+    base, own = "the mean vote of the photos it learned from", "what the photo itself adds"
+    if scorer.taste is not None:
+        whose, panel = "your", "your rating"
+        base, own = "the mean of your ratings", "what people in general say of the photo, on your scale"
     for s in scores:
         context.say(f"{s.photo}: {s.score:.2f} on a scale of {s.values[0]:g} to {s.values[-1]:g}")
         if s.low is not None:
-            context.say(f"  90 % interval for the mean vote of a large panel: {interval(s)}")
+            context.say(f"  90 % interval for {panel}: {interval(s)}")
         votes = _bars(s.distribution)
         context.say(f"  predicted votes {votes}" + ("" if s.spread is None else f", spread {s.spread:.2f}"))
         if s.percentile is not None:
             context.say(
-                f"  scores higher than {s.percentile:.0f} % of the pool's {len(fitted.pool):,} photos: "
+                f"  scores higher than {s.percentile:.0f} % of {whose} {len(scorer.pool):,} photos: "
                 f"{star_signs(s.stars, len(scorer.stars) + 1)}"
             )
         if s.unlike is not None:
             context.say(
-                f"  unlike {s.unlike:.2f}: {s.unlike:.0%} of the pool's photos have a nearer neighbour than this photo"
+                f"  unlike {s.unlike:.2f}: {s.unlike:.0%} of {whose} photos have a nearer neighbour than this photo"
                 + (". It is outside what the pool shows: trust neither score nor interval" if s.unlike > UNLIKE else "")
             )
-        rows = [["base: the mean vote of the photos it learned from", "", "", "", f"{s.base:.3f}"]]
-        rows += [["own: what the photo itself adds", "", "", "", f"{s.own:+.3f}"]]
+        rows = [[f"base: {base}", "", "", "", f"{s.base:.3f}"], [f"own: {own}", "", "", "", f"{s.own:+.3f}"]]
         for reference in s.references:
             mean = sum(v * n for v, n in zip(s.values, reference.votes, strict=True)) / sum(reference.votes)
             rows.append(
@@ -59,9 +61,9 @@ def explain(
                  f"{reference.influence:+.3f}"]
             )  # fmt: skip
         if s.references:
-            others = len(fitted.pool) - len(s.references) if fitted.recipe.whole else 0
+            others = len(scorer.pool) - len(s.references) if scorer.whole else 0
             what = f"the rest of the pool ({others:,} photos)" if others else "the other references"
-            rows.append([what if exact else "not explained by leaving one out", "", "", "", f"{s.rest:+.3f}"])
+            rows.append([what if scorer.exact else "not explained by leaving one out", "", "", "", f"{s.rest:+.3f}"])
         rows.append(["score", "", "", "", f"{s.score:.3f}"])
         context.table(["  photo", "similarity", "votes", "mean vote", "adds"], [[f"  {r[0]}", *r[1:]] for r in rows])
     tell_failures(context, failures)
