@@ -76,6 +76,11 @@ CASES: dict[str, tuple[str, int | None]] = {
         f'<r:RDF xmlns:r="{RDF}" xmlns:xmp="urn:x" xmlns:milnet="urn:y"><r:Description xmp:Rating="9"/></r:RDF>',
         None,
     ),
+    "two RDF": (
+        f"<a><rdf:RDF {RDF_NS}><rdf:Description/></rdf:RDF> <rdf:RDF {RDF_NS}><rdf:Description {XMP_NS} "
+        'xmp:Rating="2"/></rdf:RDF></a>',
+        2,
+    ),
     "nested": (
         wrap(
             f'<rdf:Description rdf:about="" {XMP_NS} xmlns:s="urn:s"><s:one rdf:parseType="Resource"><xmp:Rating>5'

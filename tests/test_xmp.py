@@ -6,14 +6,19 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import made
 from made_xmp import ENTRY, packet, rated, state, values
 from milnet.errors import ImageError, NumericError, UsageError
+from milnet.images import open_photo
+from milnet.packets import RATING, read_packet, set_properties
 from milnet.xmp import Outcome, find_sidecars, read_rating, write_rating
 
 
@@ -430,6 +435,95 @@ def test_a_full_disk(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match=r"a.jpg.xmp: cannot be written: No space left on device; it was left"):
         write_rating(photo, ENTRY)
     assert state(photo.parent) == before
+
+
+def test_what_another_program_writes_meanwhile_stays(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sidecar = photo.with_name("a.jpg.xmp")
+    real = os.fsync
+    for before in (None, rated(0)):
+        sidecar.unlink(missing_ok=True)
+        if before is not None:
+            sidecar.write_text(before)
+
+        def meanwhile(handle: int) -> None:
+            sidecar.write_text(packet('xmp:Rating="5"', 'xmp:Label="Red"'))
+            real(handle)
+
+        monkeypatch.setattr(os, "fsync", meanwhile)
+        with pytest.raises(ImageError, match=r"a.jpg.xmp: was changed by another program just now; .*: run again"):
+            write_rating(photo, ENTRY)
+        monkeypatch.setattr(os, "fsync", real)
+        assert (
+            sidecar.read_text() == packet('xmp:Rating="5"', 'xmp:Label="Red"')
+            and len(list(photo.parent.iterdir())) == 2
+        )
+        assert write_rating(photo, ENTRY).human == 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_at_any_moment(photo: Path) -> None:
+    """The sidecar and the JPEG are what they were or what they should be, never half of it."""
+    code = (
+        "import sys; from pathlib import Path; from milnet.xmp import *\n"
+        "photo = Path(sys.argv[1]); print(flush=True)\n"
+        "for n in range(10**9):\n"
+        "    for embed in (False, True):\n"
+        "        write_rating(photo, Entry(1 + n % 5, float(n), None, None, None, None, None, 'd' * n), embed=embed)"
+    )
+    write_rating(photo, ENTRY)
+    pixels = open_photo(photo).digest
+    for delay in (0.0, 0.003, 0.011, 0.03, 0.1):
+        process = subprocess.Popen([sys.executable, "-c", code, str(photo)], stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        found = values(photo.with_name("a.jpg.xmp"))
+        assert found["Rating"] == found["Stars"] and read_rating(photo) is None
+        assert open_photo(photo).digest == pixels
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("human"), st.sampled_from([-1, 0, 1, 2, 3]), st.none()),
+            st.tuples(st.just("milnet"), st.sampled_from([-1, 1, 2, 3]), st.booleans()),
+        ),
+        max_size=8,
+    )
+)
+def test_any_course_of_events(
+    tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, int, bool | None]]
+) -> None:
+    """Against two numbers: the rating, and the one that is ours."""
+    photo = tmp_path_factory.mktemp("course") / "a.jpg"
+    made.photo(1).save(photo)
+    sidecar = photo.with_name("a.jpg.xmp")
+    sidecar.write_text(rated(0))
+    rating, ours = 0, None
+    for who, stars, told in events:
+        if who == "human":
+            sidecar.write_bytes(set_properties(read_packet(sidecar.read_bytes()), {RATING: str(stars)}))
+            rating = stars
+        else:
+            kept = rating not in (0, ours) and not told
+            outcome = write_rating(photo, replace(ENTRY, stars=stars), replace=bool(told))
+            assert outcome.human == (rating if kept else None)
+            rating, ours = (rating, None) if kept else (stars, stars)
+        found = values(sidecar)
+        assert (found["Rating"], found.get("Stars")) == (str(rating), None if ours is None else str(ours))
+        assert read_rating(photo) == (None if rating in (0, ours) else rating)
+
+
+def test_an_earlier_rating_inside_is_told(photo: Path) -> None:
+    write_rating(photo, ENTRY, embed=True)
+    assert write_rating(photo, ENTRY).notes == ()
+    note = "holds an earlier rating of milnet inside, which stays: it changes when written there again"
+    assert write_rating(photo, replace(ENTRY, stars=1)).notes == (note,)
+    write_rating(photo, replace(ENTRY, stars=1), embed=True)
+    assert write_rating(photo, replace(ENTRY, stars=1)).notes == ()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")

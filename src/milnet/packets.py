@@ -263,8 +263,8 @@ class _Reader:
         full = _name(name)
         above = self.open[-1] if self.open else None
         role = "other"
-        if full == (RDF, "RDF") and self.rdf is None:
-            role, self.rdf = "rdf", tag
+        if full == (RDF, "RDF") and not any(one.role == "rdf" for one in self.open):
+            role, self.rdf = "rdf", self.rdf or tag  # a second one should not be, and is read all the same
         elif above is not None and above.role == "rdf" and full == (RDF, "Description"):
             role = "description"
             self.descriptions.append(tag)
@@ -292,7 +292,7 @@ class _Reader:
         self.scopes.pop()
         # For <x/> expat reports the end of the tag, which is what it should be.
         end = here.tag.end if here.tag.empty else self.parser.CurrentByteIndex
-        if here.role == "rdf":
+        if here.role == "rdf" and here.tag is self.rdf:
             self.close = end
         elif here.role == "value":
             self._holder().value = "".join(here.text)

@@ -5,6 +5,7 @@
 A sidecar that exists is used whichever name it has; where both exist, both are. `IMG.xmp` can be meant for only one of
 several files called IMG: for the one that photoshop:SidecarForExtension names; else for the RAW file, if there is one;
 else for nobody, and milnet leaves it alone. Copies that darktable numbers (IMG_01.jpg.xmp) are left alone too.
+Lightroom looks for sidecars of RAW files only; of a JPEG it reads what is inside (`embed`).
 
 *Whose rating.* A human's rating is never changed unless told (`replace`). A rating is ours when it equals milnet:Stars
 in the same packet; a later change by a human makes them differ. What cannot be told apart: a human who gave exactly our
@@ -118,7 +119,7 @@ def write_rating(
 
     With `embed`, sidecars that exist are kept up to date as well, since programs prefer them, and none is made. Nothing
     but xmp:Rating and milnet's own properties changes; of the JPEG nothing but its XMP segment. `replace` overwrites a
-    human's rating; MicrosoftPhoto:Rating and EXIF Rating stay, which programs read only where there is no xmp:Rating.
+    human's xmp:Rating; MicrosoftPhoto:Rating and EXIF Rating stay, which count for less.
     `dry_run` says what would be done and touches nothing. The same entry a second time writes nothing.
 
     Raises ImageError, which names the file, when anything about it is in doubt: then all files are as they were.
@@ -130,6 +131,7 @@ def write_rating(
     if embed and not is_jpeg(photo):
         raise ImageError(photo, "is no JPEG: its rating can only go into a sidecar (leave out --embed-jpeg)")
     found, notes = _find(photo)
+    states = {path: _state(path) for path in (*found, photo)}
     sidecars = {path: _read(path) for path in found}
     inside = read_embedded(photo) if embed or not replace else Embedded()
     human = None if replace else _human(photo, sidecars, inside)
@@ -150,13 +152,15 @@ def write_rating(
         path, note = _new_sidecar(photo, naming)
         notes += note
         new[path] = new_packet(_properties(entry, None, human))
+    if not embed and inside.packet is not None and _packet(photo, inside.packet).stars not in (None, entry.stars):
+        notes.append("holds an earlier rating of milnet inside, which stays: it changes when written there again")
     written = tuple(path for path, data in new.items() if data is not None)
     for path in written:
         _check_writable(path)
     if not dry_run:
         for path, data in new.items():
             if data is not None:
-                _replace(path, data)
+                _replace(path, data, states.get(path))
     action: Action = "created" if created else "merged" if written else "unchanged"
     if human is not None and entry.stars is not None:
         action = "kept rating"
@@ -327,8 +331,19 @@ def _check_writable(path: Path) -> None:
         raise ImageError(path, "its folder is read-only; nothing was written")
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file as a whole: through a link, with the mode, owner and attributes of the one it replaces."""
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when somebody writes a file; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    return None
+
+
+def _replace(path: Path, data: bytes, state: tuple[int, int, int] | None) -> None:
+    """Write a file as a whole: through a link, with the mode, owner and attributes of the one it replaces.
+
+    `state` is what the file was when it was read: what another program has written since is not overwritten.
+    """
     target = Path(os.path.realpath(path))
     temporary: Path | None = None
     try:
@@ -343,6 +358,8 @@ def _replace(path: Path, data: bytes) -> None:
             make_ordinary(temporary)
         else:
             _like(temporary, target, old)
+        if _state(path) != state:
+            raise ImageError(path, "was changed by another program just now; it was left as it is: run again")
         temporary.replace(target)
     except OSError as error:
         raise ImageError(path, f"cannot be written: {error.strerror or error}; it was left as it is") from error
