@@ -78,7 +78,7 @@ CASES: dict[str, tuple[str, int | None]] = {
     ),
     "two RDF": (
         f"<a><rdf:RDF {RDF_NS}><rdf:Description/></rdf:RDF> <rdf:RDF {RDF_NS}><rdf:Description {XMP_NS} "
-        'xmp:Rating="2"/></rdf:RDF></a>',
+        'xmp:Rating="2"/></rdf:RDF></x:xmpmeta>',
         2,
     ),
     "nested": (
