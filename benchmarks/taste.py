@@ -117,7 +117,9 @@ def cell(work: Path, features: str, kind: str, block: int, fold: int) -> Path:
     return work / f"{features}-{kind}-{block}-{fold}.npz"
 
 
-def train(data: Path, ratings: Path, work: Path, features: str, kind: str, block: int, fold: int) -> None:
+def train(
+    data: Path, ratings: Path, work: Path, features: str, settings: list[str], kind: str, block: int, fold: int
+) -> None:
     """Train one network, unless it is there, and keep what its predictions are made of, as arrays."""
     path = cell(work, features, kind, block, fold)
     if path.exists():
@@ -128,7 +130,7 @@ def train(data: Path, ratings: Path, work: Path, features: str, kind: str, block
     folds = find_folds(table, f"fold_{kind}", group=table.groups[0] if kind == "theme" else None)
     test = np.flatnonzero(folds.codes == fold)
     learned, _ = without_twins(np.flatnonzero(folds.codes != fold), test, find_same_photos(table, chosen).pairs)
-    model = fit(load_recipe("votes"), table, chosen, Split(learned, test, folds.group), 0)
+    model = fit(load_recipe("votes", settings), table, chosen, Split(learned, test, folds.group), 0)
     found = linear(model, table, chosen, test)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, rows=test, pool=learned, base=found["base"], own=found["own"], weight=found["weight"])
@@ -402,6 +404,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--raters", choices=("develop", "report"), default="report")
     parser.add_argument("--first", type=int, help="only so many of them")
     parser.add_argument("--sweep", action="store_true", help="change the numbers of Prior one by one instead")
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="field=value of the recipe")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--work", type=Path, required=True, help="where networks are kept")
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -424,7 +427,7 @@ def main(arguments: list[str] | None = None) -> None:
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as workers:
         cells = list(itertools.product(options.kinds, blocks, range(FOLDS)))
         how = (data, options.ratings, options.work, options.features)
-        jobs = [workers.submit(train, *how, kind, block, fold) for kind, block, fold in cells]
+        jobs = [workers.submit(train, *how, options.settings, kind, block, fold) for kind, block, fold in cells]
         for done, job in enumerate(as_completed(jobs), 1):
             job.result()
             if done % 25 == 0 or done == len(jobs):

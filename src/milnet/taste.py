@@ -60,7 +60,7 @@ from milnet.metrics import FEWEST_CLUSTERS, check_distributions, interval, resam
 from milnet.model.votes import Votes, with_mean
 from milnet.pool import RatedPool
 from milnet.recipes import Model
-from milnet.references import References, same_photo_limit
+from milnet.references import References
 
 FEWEST, MOST = 10, 2000  # ratings
 SCALES = (5, 10)  # levels 1 .. 5, else 1 .. 10, where none are named
@@ -298,12 +298,8 @@ def fit_taste(
     ids, pixels = tuple(ids), tuple(pixels)
     given, values = check_ratings(ids, ratings, values)
     n, names = len(ids), ("",) * len(ids) if groups is None else tuple(groups)
-    for what, size in (
-        ("nodes", len(nodes)),
-        ("semantic", len(semantic)),
-        ("pixels", len(pixels)),
-        ("groups", len(names)),
-    ):
+    sizes = {"nodes": len(nodes), "semantic": len(semantic), "pixels": len(pixels), "groups": len(names)}
+    for what, size in sizes.items():
         if size != n:
             raise UsageError(f"expected {what} of {n} rated photos, got {size}")
     # as they will be on disk: what is loaded scores as what was fitted
@@ -317,7 +313,7 @@ def fit_taste(
         semantic=semantic,
         nodes=nodes,
         rows=np.arange(n, dtype=np.int64),
-        near_duplicate=same_photo_limit(semantic, np.arange(n)),
+        near_duplicate=general.pool.near_duplicate,  # a person's own photos may be nothing but bursts
     )
     expected = said(general, nodes, semantic, pixels, device=device)
     return taste_of(general, pool, values, expected, _usual(general, expected), seed=seed)
