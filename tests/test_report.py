@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,10 +60,12 @@ def models() -> dict[str, Model]:
     }
 
 
+@dataclass(frozen=True)
 class NoBackbone:
     """In the place of an extractor: features are given."""
 
-    batch = 1
+    batch: int = 1
+    look: Any = None
     config: ClassVar[dict[str, str]] = {}
 
 
@@ -493,7 +495,7 @@ def test_photos_of_the_pool(models: dict[str, Model], tmp_path: Path, home: Path
         return {name: page.pictures[f"pool-{number}"] for name, number in found.items()}
 
     assert pictures() == {}
-    remember(match_photos(model.pool, tmp_path / "pool"))
+    remember(match_photos(model.pool, tmp_path / "pool").found)
     changed = scores[0].references[0].id
     made.photo(1000).save(tmp_path / "pool" / f"{changed}.png")
     found = pictures()
@@ -513,7 +515,7 @@ def test_photos_of_the_pool(models: dict[str, Model], tmp_path: Path, home: Path
 def test_a_large_pool(models: dict[str, Model], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many pool photos those consulted most are shown; the page says how many are not."""
     model = pool_of_photos(models, tmp_path / "pool")
-    remember(match_photos(model.pool, tmp_path / "pool"))
+    remember(match_photos(model.pool, tmp_path / "pool").found)
     by = scorer(model)
     scores = scored(by, [f"{i}.jpg" for i in range(6)])
     uses = [reference.id for score in scores for reference in score.references]
@@ -604,7 +606,7 @@ def test_progress(models: dict[str, Model], tmp_path: Path, home: Path) -> None:
 
     write_report(tmp_path / "r.html", scores, [], scorer=by, introduction="", progress=told)
     assert calls == [(1, 2, "pictures of the report"), (2, 2, "pictures of the report")]
-    remember(match_photos(model.pool, tmp_path / "pool"))
+    remember(match_photos(model.pool, tmp_path / "pool").found)
     calls.clear()
     write_report(tmp_path / "r.html", scores, [], scorer=by, introduction="", progress=told)
     count = len({reference.id for score in scores for reference in score.references})

@@ -88,8 +88,14 @@
     photo.place = index + 1; // 1 = the highest score; also the number in the address
     photo.width = photo.low === null || photo.high === null ? null : photo.high - photo.low;
     photo.sharpness = photo.signals ? photo.signals.sharpness : null;
-    photo.text = photo.path.toLocaleLowerCase();
   });
+  // A search looks at names, and at folders as far as they differ.
+  const shared = photos.map(({ path }) => path.slice(0, path.length - path.split(/[\\/]/).pop().length)).reduce((a, b) => {
+    let end = 0;
+    while (end < a.length && a[end] === b[end]) end++;
+    return a.slice(0, Math.max(a.lastIndexOf("/", end - 1), a.lastIndexOf("\\", end - 1)) + 1);
+  });
+  for (const photo of photos) photo.text = photo.path.slice(shared.length).toLocaleLowerCase();
   const bursts = new Map();
   for (const photo of photos) {
     if (!photo.burst) continue;
@@ -291,7 +297,7 @@
     if (photos.length > 1 || heading.id) heading.append(make("span", { class: "place", text: photo.place }), " ");
     heading.append(link ? make("a", { href: `#photo-${photo.place}` }, name) : name);
     const head = make("div", { class: "face-head" }, heading, link && photos.length > 1 ? markButton(photo) : null);
-    const pills = badges(photo, true).filter((badge) => !badge.classList.contains("warn"));
+    const pills = badges(photo, photos.length > 1).filter((badge) => !badge.classList.contains("warn"));
     const interval = photo.width === null ? null : `${fixed(photo.low, 2)} to ${fixed(photo.high, 2)}`;
     const facts = make("div", { class: "facts" }, head,
       photo.folder ? make("p", { class: "folder" }, make("bdi", { text: photo.folder })) : null,
@@ -809,43 +815,36 @@
   });
 
   function leave(all) {
-    if (!dialogs.photo.open && !dialogs.compare.open) return;
-    if (all || depth() === 0) {
-      history.replaceState({ milnet: depth() }, "", location.pathname + location.search);
-      route();
-    } else history.back();
+    if (all || depth() === 0) instead(location.pathname + location.search);
+    else history.back();
   }
 
-  function instead(hash) {
-    history.replaceState({ milnet: depth() }, "", hash);
+  function instead(address) {
+    history.replaceState({ milnet: depth() }, "", address);
     route();
   }
 
   function show(dialog) {
-    for (const other of Object.values(dialogs)) if (other !== dialog && other.open) shut(other);
+    for (const other of Object.values(dialogs)) if (other !== dialog && other.open) other.close();
     if (!dialog.open) dialog.showModal();
     dialog.querySelector(".dialog-body").scrollTop = 0;
   }
 
-  let shutting = false;
-  function shut(dialog) {
-    shutting = true;
-    dialog.close();
-    shutting = false;
-  }
-
   function closeDialogs() {
     const photo = dialogs.photo.open ? shownPhoto : dialogs.compare.open ? shownPair[0] : null;
-    for (const dialog of Object.values(dialogs)) if (dialog.open) shut(dialog);
+    for (const dialog of Object.values(dialogs)) if (dialog.open) dialog.close();
     if (photo && view.order.includes(photo)) focusOn(photo);
   }
 
   for (const [name, dialog] of Object.entries(dialogs)) {
     dialog.addEventListener("cancel", (event) => {
+      if (!event.cancelable) return; // the browser closes it in any case, and says so
       event.preventDefault();
       closeOne(name);
     });
-    dialog.addEventListener("close", () => { if (!shutting && name !== "help") leave(true); }); // closed by the browser
+    dialog.addEventListener("close", () => { // told later: by then the address leads elsewhere, unless the browser closed it
+      if (!dialog.open && location.hash.startsWith(`#${name}-`)) leave(false);
+    });
     dialog.addEventListener("click", (event) => {
       if (event.target === dialog) closeOne(name); // beside it
       const todo = event.target.closest("[data-do]")?.dataset.do;
@@ -863,7 +862,7 @@
   });
 
   function closeOne(name) {
-    if (name === "help") shut(dialogs.help);
+    if (name === "help") dialogs.help.close();
     else leave(false);
   }
 

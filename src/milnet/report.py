@@ -315,7 +315,12 @@ def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool) -> Iterator[di
             "signals": None if score.signals is None else asdict(score.signals),
             "burst": None
             if score.group is None
-            else {"number": score.group, "rank": score.rank, "size": sizes[score.group], "keep": score.keep},
+            else {
+                "number": score.group,
+                "rank": score.rank,
+                "size": max(sizes[score.group], score.rank or 0),
+                "keep": score.keep,
+            },
         }
 
 
