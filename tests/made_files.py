@@ -72,8 +72,10 @@ def dng(
     preview_size: tuple[int, int] = (0, 0),
     orientation: int = 1,
     date: str = "2024:05:06 07:08:09",
+    taken: bool = True,
 ) -> bytes:
     """A DNG of an RGGB sensor that sees `rgb` HWC; its colours are sRGB. `preview`: a JPEG of the camera's.
+    `taken`: whether it says when the photo was taken, and not merely when the file was written.
 
     As cameras do it: the first directory is the preview, the sensor's values are in one below it.
     """
@@ -93,7 +95,7 @@ def dng(
         (50706, BYTE, bytes([1, 4, 0, 0])), (50707, BYTE, bytes([1, 1, 0, 0])), (50708, ASCII, b"Made One\0"),
         (50721, SRATIONAL, matrix), (50728, RATIONAL, [1.0, 1.0, 1.0]), (50778, SHORT, 21), (34665, LONG, 0),
     ]  # fmt: skip
-    below: list[Entry] = [(0x9003, ASCII, date.encode() + b"\0"), (0x9291, ASCII, b"25\0")]
+    below: list[Entry] = [(0x9003, ASCII, date.encode() + b"\0"), (0x9291, ASCII, b"25\0")] if taken else []
     if preview is None:
         first = [*common, *sensor]
     else:

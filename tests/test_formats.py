@@ -301,6 +301,25 @@ def test_date_of_a_raw(tmp_path: Path) -> None:
 
 
 @needs_raw
+def test_date_of_a_raw_that_says_it_elsewhere() -> None:
+    """In the EXIF of the camera's picture (Fujifilm), or where only LibRaw finds it (Canon's CR3)."""
+    shown = jpeg(SEEN, exif=b"Exif\0\0" + made_files.exif_block("2021:02:03 04:05:06", "78"))
+    shown = shown[:2] + shown[20:]  # the EXIF first
+    found = open_photo(made_files.dng(SENSOR, preview=shown, preview_size=(1200, 800), taken=False))
+    assert (dates(found.exif)[0x9003], dates(found.exif)[0x9291]) == ("2021:02:03 04:05:06", "78")
+    found = open_photo(made_files.dng(SENSOR, date="2022:03:04 05:06:07", taken=False))
+    assert dates(found.exif) == {0x9003: "2022:03:04 05:06:07"}
+    assert dates(open_photo(made_files.dng(SENSOR, date="", taken=False)).exif).keys() == {0x010F, 0x0110}
+
+
+def test_is_dated() -> None:
+    assert exif.is_dated(made_files.exif_block())
+    assert exif.is_dated(exif.made({exif.EXIF_IFD: {0x9004: b"2020:01:01 00:00:00"}}))
+    assert not exif.is_dated(exif.made({0: {0x0132: b"2020:01:01 00:00:00"}}))
+    assert not exif.is_dated(b"")
+
+
+@needs_raw
 def test_wrong_raws() -> None:
     with pytest.raises(ImageError, match=r"^<bytes>: 300 x 200 = 60000 pixels, more than the limit of 59999"):
         open_photo(made_files.dng(SENSOR), max_pixels=59_999)

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 ORIENTATION = 0x0112
 EXIF_IFD, _SUB_IFDS = 0x8769, 0x014A
+_TAKEN = (0x9003, 0x9004)  # DateTimeOriginal, DateTimeDigitized
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # bytes, by TIFF type
 _LONGEST = 1024  # bytes of a value worth reading; dates and names of cameras are far shorter
 _MOST = 32  # directories of a file that are looked at, so that circles end
@@ -64,6 +65,14 @@ def orientation(exif: bytes) -> int:
         (value, *_) = directory.numbers(ORIENTATION) or (1,)
         return value if 1 <= value <= 8 else 1
     return 1
+
+
+def is_dated(exif: bytes) -> bool:
+    """Whether a block says when the photo was taken (not merely when its file was written)."""
+    stream = BytesIO(exif)
+    for first in _chain(stream):
+        return any(below.text(tag) for below in _at(stream, first.order, first.numbers(EXIF_IFD)[:1]) for tag in _TAKEN)
+    return False
 
 
 def of_tiff(stream: BinaryIO) -> bytes:

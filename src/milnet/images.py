@@ -306,7 +306,8 @@ class _Opened:
     def exif(self) -> bytes:
         """The EXIF as a block of its own; b"" where there is none."""
         if self.raw is not None:
-            return self.raw.exif or _exif(self.image)
+            blocks = (self.raw.exif, _exif(self.image))  # the second: of the camera's picture
+            return next((block for block in blocks if exif.is_dated(block)), self.raw.date or self.raw.exif)
         if self.image.format == "TIFF" and self.stream is not None:
             return exif.of_tiff(self.stream)
         return _exif(self.image)

@@ -23,8 +23,8 @@ from milnet.errors import ImageError
 _NAMES = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf rw2 rwl sr2 srf srw x3f"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 ENOUGH = 1024  # pixels: from this long side on, the camera's picture is taken
-# Pixels of the long side from which a sensor is developed at half size: each 2x2 of its cells becomes one pixel, which
-# is what a later resize would make of them, and takes a tenth of the time.
+# Pixels of the long side from which a sensor is developed at half size: each 2x2 of its cells becomes one pixel. It takes
+# a fifth of the time (24 million cells: 0.3 s, not 1.6 s), and moves the input of a network, 320 pixels, by 0.1 of 255.
 _HALVED = 4096
 
 _STARTS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"\0MRM", b"FOVb", b"II\x1a\0\0\0HEAPCCDR")
@@ -69,7 +69,8 @@ class Raw:
     image: Image.Image  # without it: the camera's bitmap if that is large enough, else what `load` develops; not turned
     orientation: int  # EXIF orientation of the sensor's pixels
     size: tuple[int, int]  # width, height of the sensor's picture, not turned
-    exif: bytes  # a block with camera and dates, as far as they are known
+    exif: bytes  # a block of what the file's own directories say of camera and dates, b"" where there are none
+    date: bytes  # a block with the date that LibRaw found, b"" where it found none; whole seconds
 
     def is_enough(self, picture: tuple[int, int]) -> bool:
         """Whether a picture of the camera's (width, height) is large enough to stand for the photo."""
@@ -103,8 +104,7 @@ def open_raw(stream: BinaryIO, name: str) -> Raw:
         raise ImageError(name, _reason(error)) from error
     size = (int(sizes.width), int(sizes.height))
     turned = _ORIENTATION[sizes.flip] if 0 <= sizes.flip < 8 else 1
-    block = block or _date(raw)
-    developed = Raw(None, _Development(raw, size, name), turned, size, block)
+    developed = Raw(None, _Development(raw, size, name), turned, size, block, _date(raw))
     if picture is None:
         return developed
     if picture.format == rawpy.ThumbFormat.JPEG:
