@@ -77,8 +77,8 @@ CASES: dict[str, tuple[str, int | None]] = {
         None,
     ),
     "two RDF": (
-        f"<a><rdf:RDF {RDF_NS}><rdf:Description/></rdf:RDF> <rdf:RDF {RDF_NS}><rdf:Description {XMP_NS} "
-        'xmp:Rating="2"/></rdf:RDF></x:xmpmeta>',
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {RDF_NS}><rdf:Description/></rdf:RDF> <rdf:RDF {RDF_NS}>'
+        f'<rdf:Description {XMP_NS} xmp:Rating="2"/></rdf:RDF></x:xmpmeta>',
         2,
     ),
     "nested": (
