@@ -24,7 +24,7 @@ _NAMES = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef ra
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 ENOUGH = 1024  # pixels: from this long side on, the camera's picture is taken
 # Pixels of the long side from which a sensor is developed at half size: each 2x2 of its cells becomes one pixel. That
-# takes a fifth of the time (24 million cells: 0.3 s, not 1.6 s), and moves a network's input of 320 pixels by 0.1 of 255.
+# takes a fifth of the time (24 million cells: 0.3 s, not 1.6 s), and moves a network input of 320 pixels by 0.1 of 255.
 _HALVED = 4096
 
 _STARTS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"\0MRM", b"FOVb", b"II\x1a\0\0\0HEAPCCDR")
