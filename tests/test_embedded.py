@@ -285,3 +285,11 @@ def test_a_packet_is_put_into_a_copy_of_the_bytes(photo: Path) -> None:
     before = photo.read_bytes()
     data = with_packet(photo, rated(1).encode())
     assert photo.read_bytes() == before and len(data) == len(before) + 4 + len(XMP_HEAD) + len(rated(1))
+
+
+def test_parts_of_a_webp_begin_at_even_places(tmp_path: Path) -> None:
+    photo = tmp_path / "a.webp"
+    made.photo(1).save(photo, xmp=rated(3).encode())
+    data = photo.read_bytes()
+    photo.write_bytes(data[:12] + b"odd " + struct.pack("<I", 3) + b"xyz\0" + data[12:])
+    assert read_rating(photo) == 3

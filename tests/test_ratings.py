@@ -454,6 +454,9 @@ def test_digikam(tmp_path: Path) -> None:
     # Moved: from the root folder's name on.
     moved = photos_in(tmp_path / "elsewhere/my photos+", "2021/b.jpg") + photos_in(tmp_path / "elsewhere", "2021/b.jpg")
     assert list(read_ratings(moved, source).photos) == moved[:1]
+    # A library at "/" has no root folder's name, and a photo's own name is not enough.
+    bare = digikam(tmp_path / "bare.db", [("volumeid:?path=%2F", "/")], [(1, "/", "b.jpg", 1, 5, False)])
+    assert not read_ratings(moved, bare).photos
     with pytest.raises(UsageError, match="is a catalogue, whose columns are known"):
         read_ratings(photos, source, rating_column="rating")
 
