@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import made
 from milnet.cache import Cache, Kept, cache_file, state_of
@@ -19,9 +20,11 @@ from milnet.checkpoints import save_model
 from milnet.errors import ArtifactError
 from milnet.extraction import Extractor, Preprocess
 from milnet.features import load_feature_set
+from milnet.outputs import columns
 from milnet.recipe import Recipe
 from milnet.recipes import fit
 from milnet.scoring import Score, Scorer, Seen, score_files, see_files
+from milnet.signals import measure
 from milnet.splits import Split
 from milnet.storing import extract
 
@@ -311,3 +314,38 @@ def test_seeing_without_judging(place: Path, photos: list[Path], cache: Cache) -
     same(scored.scores, score_files(scorer, photos).scores)
     again, _ = see_files(scorer, photos, cache)
     assert all(np.array_equal(again[photo].nodes, seen[photo].nodes) for photo in seen)
+
+
+def test_bursts_and_technical_values(place: Path, tmp_path: Path, cache: Cache) -> None:
+    """Photos of one thing within seconds are a group, with a place in it; the cache knows that, too."""
+    photos = []
+    for thing in range(2):
+        picture = made.photo(70 + thing, 400, 300)
+        for shot in range(3):
+            exif = Image.Exif()
+            exif.get_ifd(0x8769)[0x9003] = f"2024:05:01 12:{10 * thing:02}:{2 * shot:02}"
+            photos.append(tmp_path / f"{thing}{shot}.jpg")
+            picture.crop((4 * shot, 0, 380 + 4 * shot, 300)).save(photos[-1], exif=exif, quality=90)
+    photos.append(tmp_path / "alone.jpg")
+    made.photo(70, 400, 300).save(photos[-1], quality=90)  # no time: it stands alone
+    scorer = Scorer.load(place / "one", workers=0)
+    found = score_files(scorer, photos, cache).scores
+    assert [score.group for score in found] == [1, 1, 1, 2, 2, 2, None]
+    for group in (found[:3], found[3:6]):
+        assert sorted(score.rank or 0 for score in group) == [1, 2, 3]
+        assert [score.keep for score in group] == [score.rank == 1 for score in group]
+        best = max(group, key=lambda score: score.score)
+        assert best.rank == 1
+    assert (found[-1].group, found[-1].rank, found[-1].keep) == (None, None, None)
+    for score, photo in zip(found, photos, strict=True):
+        with Image.open(photo) as image:
+            assert score.signals == measure(image.convert("RGB"), image.size)
+            assert (score.signals.width, score.signals.height) == image.size
+    again = score_files(scorer, photos, cache)
+    assert (again.scores, again.forward) == (found, 0)
+    assert [score.group for score in score_files(scorer, photos[:1], cache).scores] == [None]  # the others are not here
+    other = score_files(Scorer.load(place / "two", workers=0), photos, cache)
+    assert ([score.group for score in other.scores], other.forward) == ([1, 1, 1, 2, 2, 2, None], 0)
+    rows = [score.row() for score in found]
+    assert list(rows[0]) == columns(scorer.values.tolist())
+    assert rows[0]["width"] == 380 and rows[0]["keep"] in (True, False)

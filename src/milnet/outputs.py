@@ -68,7 +68,9 @@ def write_scores(path: Path, scores: Sequence[Score], values: Sequence[float]) -
                 with temporary.open("w", newline="", encoding="utf-8") as file:
                     writer = csv.DictWriter(file, fieldnames=columns(values), lineterminator="\n")
                     writer.writeheader()
-                    writer.writerows(rows)
+                    writer.writerows(
+                        {k: str(v).lower() if v is True or v is False else v for k, v in row.items()} for row in rows
+                    )
             case ".jsonl":
                 lines = [
                     json.dumps({**row, "references": json.loads(row["references"])}, ensure_ascii=False) for row in rows

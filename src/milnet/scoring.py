@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from milnet import bursts
 from milnet.annotations import FloatArray, deviation
 from milnet.artifacts import canonical_json, digest_text, read_manifest
 from milnet.cache import Cache, Content, Kept, state_of
@@ -134,19 +135,20 @@ class Aside:
 
     signals: Signals | None = None
     taken: float | None = None  # capture time in seconds, for differences
+    layout: bytes = b""  # where it is light and dark (bursts.layout)
 
     def to_json(self) -> dict[str, Any]:
         """For a cache."""
-        return asdict(self)
+        return {**asdict(self), "layout": self.layout.hex()}
 
     @staticmethod
-    def of_json(data: Mapping[str, Any]) -> Aside:
-        """What `to_json` gave; what is not to be understood is nothing."""
+    def of_json(data: Mapping[str, Any]) -> Aside | None:
+        """What `to_json` gave; None for what is not to be understood, which is then made again."""
         try:
-            signals = data["signals"]
-            return Aside(None if signals is None else Signals(**signals), data["taken"])
-        except (KeyError, TypeError):
-            return Aside()
+            signals, layout = data["signals"], bytes.fromhex(data["layout"])
+            return Aside(None if signals is None else Signals(**signals), data["taken"], layout)
+        except (KeyError, TypeError, ValueError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ class Scorer:
         if stars is None:
             stars, stars_of = (STARS if taste is None else as_rated(taste)), "percentile"
         self.stars, self.stars_of = check_stars(stars, stars_of), stars_of
+        self.semantic_span = slice(*model.features["semantic"]["span"])
         self._spans = {role: slice(*part["span"]) for role, part in model.features.items()}
         # what decides the numbers of each backbone: by these a cache knows them
         self.keys = tuple(digest_text(canonical_json(one.config)) for one in (nodes, semantic))
@@ -398,7 +401,7 @@ class Scorer:
             nodes = self.model.reduce(nodes, np.arange(len(nodes), dtype=np.int64), device=self.device)
         elif not self.takes_maps:
             nodes = nodes[:, self._spans["nodes"]]
-        return nodes, np.stack([one.semantic[self._spans["semantic"]] for one in seen])
+        return nodes, np.stack([one.semantic[self.semantic_span] for one in seen])
 
     def judge(self, photos: Sequence[str], seen: Sequence[Seen]) -> list[Score]:
         """Scores of photos from what the backbones made of them."""
@@ -495,7 +498,10 @@ class Scorer:
 
 
 def _look(photo: Photo) -> Aside:
-    return Aside(measure(photo.pixels, photo.size))
+    taken = bursts.capture_time(photo.exif)
+    # a photo that nobody knows the time of is in no burst
+    layout = b"" if taken is None else bursts.layout(photo.pixels).tobytes()
+    return Aside(measure(photo.pixels, photo.size), taken, layout)
 
 
 def _known(x: float) -> float | None:
@@ -570,7 +576,7 @@ def score_files(
     """
     work = _Work(scorer, cache, len(photos), progress)
     work.run(photos)
-    scores = [work.found[photo] for photo in photos if photo in work.found]
+    scores = work.in_bursts([photo for photo in photos if photo in work.found])
     return Scored(ranked(scores, scorer.stars, scorer.stars_of), work.failures, work.forward)
 
 
@@ -593,6 +599,7 @@ class _Work:
         self.found: dict[Path, Score] = {}
         self.seen: dict[Path, Seen] = {}  # instead of scores, where none are wanted
         self.failures: list[Failure] = []
+        self.timed: dict[Path, tuple[float, bytes, NDArray[np.float32]]] = {}  # capture time, layout, semantic features
         self.forward = 0
         self._open: dict[str, list[Path]] = {}  # content that is on its way -> the files that have it
         self._waiting: list[tuple[Content, Seen, bool]] = []
@@ -639,11 +646,11 @@ class _Work:
                     continue
                 known = self.cache.score(content.digest, self.scorer.digest) if self.judges else None
                 score = None if known is None else _score_of(known, str(content.photo))
+                seen = self._kept(self.cache, content.digest)
                 if score is not None:
-                    self._done(content.photo, score)
+                    self._done(content.photo, score, seen)
                     continue
                 self._open[content.digest] = [content.photo]
-                seen = self._kept(self.cache, content.digest)
                 if seen is not None:
                     self._judge_later(content, seen, True)
                     continue
@@ -656,7 +663,8 @@ class _Work:
         semantic = nodes if semantic_key == nodes_key else cache.features(content, semantic_key)
         if nodes is None or nodes.numbers is None or semantic is None or semantic.numbers is None:
             return None
-        return Seen(nodes.numbers, semantic.numbers, nodes.pixels, Aside.of_json(nodes.notes))
+        aside = Aside.of_json(nodes.notes)
+        return None if aside is None else Seen(nodes.numbers, semantic.numbers, nodes.pixels, aside)
 
     def _keep(self, cache: Cache, content: str, seen: Seen) -> None:
         nodes_key, semantic_key = self.scorer.keys
@@ -683,17 +691,35 @@ class _Work:
         if not waiting:
             return
         names, seen = [str(content.photo) for content, *_ in waiting], [seen for _, seen, _ in waiting]
-        for (content, _, keep), score in zip(waiting, self.scorer.judge(names, seen), strict=True):
+        for (content, one, keep), score in zip(waiting, self.scorer.judge(names, seen), strict=True):
             if keep and self.cache is not None:
                 self.cache.put_score(content.digest, self.scorer.digest, score.to_json())
             for photo in self._open.pop(content.digest, [content.photo]):
-                self._done(photo, replace(score, photo=str(photo)))
+                self._done(photo, replace(score, photo=str(photo)), one)
         if self.cache is not None:
             self.cache.commit()
 
-    def _done(self, photo: Path, score: Score) -> None:
+    def _done(self, photo: Path, score: Score, seen: Seen | None) -> None:
         self.found[photo] = score
+        if seen is not None and seen.aside.taken is not None and len(seen.aside.layout) == bursts.LAYOUT:
+            semantic = seen.semantic[self.scorer.semantic_span]
+            self.timed[photo] = (seen.aside.taken, seen.aside.layout, semantic)
         self._tell()
+
+    def in_bursts(self, photos: Sequence[Path]) -> list[Score]:
+        """The scores of these photos, each with its place in its burst."""
+        timed = [photo for photo in photos if photo in self.timed]
+        scores = {photo: self.found[photo] for photo in photos}
+        if len(timed) > 1:
+            taken, layouts, features = zip(*(self.timed[photo] for photo in timed), strict=True)
+            layout = np.stack([np.frombuffer(one, np.uint8) for one in layouts])
+            groups = bursts.find_bursts(taken, layout, np.stack(features))
+            sharpness = [signals.sharpness if (signals := scores[photo].signals) else 0.0 for photo in timed]
+            places = bursts.rank_bursts(groups, [scores[photo].score for photo in timed], sharpness)
+            for photo, place in zip(timed, places, strict=True):
+                if place is not None:
+                    scores[photo] = replace(scores[photo], group=place.group, rank=place.rank, keep=place.keep)
+        return list(scores.values())
 
     def fail(self, photo: str, reason: str) -> None:
         """A photo cannot be scored."""
