@@ -456,7 +456,7 @@ def test_digikam(tmp_path: Path) -> None:
     assert list(read_ratings(moved, source).photos) == moved[:1]
     # A library at "/" has no root folder's name, and a photo's own name is not enough.
     bare = digikam(tmp_path / "bare.db", [("volumeid:?path=%2F", "/")], [(1, "/", "b.jpg", 1, 5, False)])
-    assert not read_ratings(moved, bare).photos
+    assert not read_ratings(moved[:1], bare).photos
     with pytest.raises(UsageError, match="is a catalogue, whose columns are known"):
         read_ratings(photos, source, rating_column="rating")
 
