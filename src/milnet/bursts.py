@@ -99,7 +99,9 @@ def _text(data: bytes, order: str, at: int | None) -> str:
     except struct.error:
         return ""
     where = at + 8 if count <= 4 else offset
-    return "" if kind != _ASCII else data[where : where + min(count, 64)].decode("latin-1").strip("\0 ")
+    if kind != _ASCII or where + count > len(data):  # half a time would be another time
+        return ""
+    return data[where : where + min(count, 64)].decode("latin-1").strip("\0 ")
 
 
 # ---- how alike -------------------------------------------------------------------------------------------------------

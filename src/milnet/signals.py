@@ -53,7 +53,7 @@ class Signals:
 
 
 def measure(pixels: Image.Image, size: tuple[int, int]) -> Signals:
-    """Measure an upright sRGB photo, mode RGB; `size`: (width, height) of the full photo, were it decoded reduced.
+    """Measure an upright sRGB photo, mode RGB or L; `size`: (width, height) of the full photo, were it decoded reduced.
 
     A colour that is at its limit in one channel alone, as in a red flower, is not clipped: only what is white or black
     has lost everything. Photos of less than 18 pixels a side have no noise, of less than 8 no sharpness: 0.
