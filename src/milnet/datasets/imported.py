@@ -13,7 +13,6 @@ from milnet.errors import AnnotationError, UsageError
 from milnet.images import SUFFIXES
 
 # Endings that are not part of a photo's id: of what we read, and of what a label file may name all the same.
-IMAGE_SUFFIXES = SUFFIXES | {".heic", ".heif"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Imported:
 def photo_id(text: str) -> str:
     """The id of a photo: its name as the label file writes it, without an image's ending."""
     stem, dot, ending = text.rpartition(".")
-    return stem if stem and f"{dot}{ending}".lower() in IMAGE_SUFFIXES else text
+    return stem if stem and f"{dot}{ending}".lower() in SUFFIXES else text
 
 
 def files_below(folder: Path, *, deep: bool = True) -> dict[str, None]:
@@ -83,7 +82,7 @@ def find_photos(texts: Sequence[str], folder: Path | None, report: list[str]) ->
         report.append("photos: not looked for, no folder was named")
         return tuple(text if photo_id(text) != text else "" for text in texts), None
     names = files_below(folder)
-    photos = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    photos = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
     by_id: dict[str, list[str]] = {}
     for name in photos:
         by_id.setdefault(photo_id(name), []).append(name)
