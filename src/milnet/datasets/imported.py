@@ -12,8 +12,6 @@ from milnet.annotations import Table
 from milnet.errors import AnnotationError, UsageError
 from milnet.images import SUFFIXES
 
-# Endings that are not part of a photo's id: of what we read, and of what a label file may name all the same.
-
 
 @dataclass(frozen=True)
 class Imported:
