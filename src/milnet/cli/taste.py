@@ -30,6 +30,12 @@ def taste(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)],
     model: ModelName = None,
+    photo_column: Annotated[
+        str | None, typer.Option(help="Column of a table with the photos.", show_default="photo, image, file, path")
+    ] = None,
+    rating_column: Annotated[
+        str | None, typer.Option(help="Column of a table with the ratings.", show_default="rating, stars, score")
+    ] = None,
     levels: Annotated[
         str | None, typer.Option(help="The levels you rate with.", show_default="1,2,3,4,5; of a table also 1 to 10")
     ] = None,
@@ -51,7 +57,7 @@ def taste(
     check_new_folder(output, "taste", overwrite=overwrite)
     values = None if levels is None else _levels(levels)
     library = find_library(context, photos)
-    given = read_ratings(library.photos, ratings)
+    given = read_ratings(library.photos, ratings, photo_column=photo_column, rating_column=rating_column)
     for line in given.report:
         context.say(line)
     name, scorer = load_scorer(context, model, None, weights)
