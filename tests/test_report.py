@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote, urljoin, urlsplit
 
 import numpy as np
 import pytest
@@ -447,6 +448,26 @@ def test_folders_of_photos_with_one_name(models: dict[str, Model], tmp_path: Pat
     page = written(tmp_path / "r.html", scored(by, ["x/a.jpg", "y/a.jpg", "z/b.jpg"]), [], scorer=by)
     found = sorted((photo["name"], photo["folder"]) for photo in page.data["photos"])
     assert found == [("a.jpg", "x"), ("a.jpg", "y"), ("b.jpg", "")]
+
+
+def test_links_to_the_files(models: dict[str, Model], tmp_path: Path) -> None:
+    """Seen from the report, and nothing but a path: no name makes another kind of address of it."""
+    by = scorer(models["votes"])
+    names = ["a b#?%.png", "javascript:alert(1).png", "&quot;<>.png", "\u00fc.png", "none.png"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "reports").mkdir()
+    for name in names[:-1]:
+        made.photo(0).save(tmp_path / "photos" / name, "PNG")
+    scores = scored(by, [str(tmp_path / "photos" / name) for name in names])
+    page = written(tmp_path / "reports" / "r.html", scores, [], scorer=by)
+    for photo in page.data["photos"]:
+        if photo["name"] == "none.png":
+            assert photo["file"] == ""
+            continue
+        assert photo["file"].startswith("./../photos/")
+        address = urlsplit(urljoin((tmp_path / "reports" / "r.html").as_uri(), photo["file"]))
+        assert (address.scheme, address.query, address.fragment) == ("file", "", "")
+        assert Path(unquote(address.path)) == tmp_path / "photos" / photo["name"]
 
 
 def test_few_and_many(models: dict[str, Model], tmp_path: Path) -> None:

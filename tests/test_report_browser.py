@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -373,7 +376,7 @@ def test_filters(many: Path, scores: list[Score], open_page: Open) -> None:
     expect(lambda s: s.stars in (3, 5))
     clear("Stars 3, 5")
     for choice, passes in {
-        "Only the best of each burst": lambda s: s.group is None or s.rank == 1,
+        "Best of each burst only": lambda s: s.group is None or s.rank == 1,
         "Only what is worth keeping": lambda s: s.group is None or s.keep is True,
         "Photos in bursts": lambda s: s.group is not None,
         "Photos that stand alone": lambda s: s.group is None,
@@ -586,6 +589,9 @@ def test_what_a_photos_page_says(many: Path, scores: list[Score], open_page: Ope
         heights = row.locator(".votes rect").evaluate_all("bars => bars.map(b => Number(b.getAttribute('height')))")
         np.testing.assert_allclose(heights, 28 * np.array(reference.votes) / max(reference.votes), atol=0.06)
     assert dialog.locator("img").first.get_attribute("alt") == f"The photo {Path(score.photo).name}"
+    link = dialog.get_by_role("link", name=score.photo)
+    assert link.evaluate("link => link.href") == Path(score.photo).as_uri()
+    assert link.get_attribute("target") == "_blank" and link.get_attribute("rel") == "noopener noreferrer"
     members = dialog.locator(".film a")
     assert members.count() == 3
     assert members.locator("[aria-current]").count() == 0 and dialog.locator(".film a[aria-current]").count() == 1
@@ -998,6 +1004,21 @@ def test_copying(many: Path, scores: list[Score], browser: Any, open_page: Open)
     page.get_by_role("button", name="Copied 111").wait_for()
     expected = [score.photo for score in best_first(scores) if "IMG_1" in score.photo]
     assert page.evaluate("navigator.clipboard.readText()").splitlines() == expected
+
+
+def test_the_benchmark(folder: Path, tmp_path: Path) -> None:
+    """It measures each action in a browser, on any number of photos."""
+    command = [sys.executable, str(Path(__file__).parents[1] / "benchmarks/report.py"), str(folder), "--rounds", "1"]
+    options = ["--photos", "320", "-o", str(tmp_path / "x.json"), "--keep", str(tmp_path / "r.html")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)  # in a process of its own
+    assert "320 photos, " in done.stdout and done.stdout.count("floor ") == 3
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["photos"] == 320  # more than there are
+    assert found["megabytes"] == pytest.approx((tmp_path / "r.html").stat().st_size / 1e6)
+    sorts = [name for name in found if name.startswith("sort by ")]
+    assert len(sorts) == 16 and all(0 < found[name][0][0] <= found[name][0][1] < 30 for name in sorts)
+    assert 0 < found["load, first tiles"][0] < 30 and len(found["scroll, a frame"]) == 200
+    assert found["reached"]["sort"] == max(found[name][0][0] for name in found if name.startswith("sort"))
 
 
 # ---- while it is being read ------------------------------------------------------------------------------------------

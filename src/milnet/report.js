@@ -417,7 +417,7 @@
     toList();
   }
 
-  const BURSTS = { all: "All photos", best: "Only the best of each burst", keep: "Only what is worth keeping", in: "Photos in bursts", alone: "Photos that stand alone" };
+  const BURSTS = { all: "All photos", best: "Best of each burst only", keep: "Only what is worth keeping", in: "Photos in bursts", alone: "Photos that stand alone" };
   const OUTSIDES = { all: "All photos", inside: "Only what the pool knows", outside: "Only outside the pool" };
 
   /** What is filtered at the moment, each with a button that ends it. */
@@ -588,7 +588,8 @@
     const words = make("span", { class: "words" },
       make("span", { class: "line" }, make("b", { text: photo.score.toFixed(2) }),
         photo.stars === null ? null : make("span", { class: "signs", role: "img", "aria-label": starWords(photo.stars), text: starSigns(photo.stars) }),
-        photo.percentile === null ? null : make("span", { class: "soft", title: "Percentile in the pool" }, make("span", { class: "word", text: "percentile " }), percentileText(photo.percentile))),
+        photo.percentile === null ? null : make("span", { class: "soft", title: "Percentile in the pool" }, make("span", { class: "word", text: "percentile " }),
+          make("span", { class: "short", "aria-hidden": "true", text: "P" }), percentileText(photo.percentile))),
       strip(photo), name);
     return make("div", { class: "tile", role: "listitem" }, make("a", { class: "open", href: `#photo-${photo.place}` }, frame, words, extraWords(photo)),
       make("span", { class: "badges", "aria-hidden": "true" }, ...badges(photo, false)), markButton(photo));
@@ -653,7 +654,7 @@
     if (fresh) {
       measure();
       const table = view.layout === "table";
-      sheet.className = table ? "sheet-table" : grid.width < 275 ? "narrow" : "";
+      sheet.className = table ? "sheet-table" : grid.width < 205 ? "narrow tiny" : grid.width < 275 ? "narrow" : "";
       list.setAttribute("role", table ? "table" : "list");
       sheet.setAttribute("role", table ? "rowgroup" : "presentation");
       if (table) list.setAttribute("aria-rowcount", view.order.length + 1);
@@ -881,7 +882,9 @@
       ...(members.length > 1 ? [film(photo, members)] : []),
       make("section", { class: "block" }, make("h3", { text: "What moved this score" }), partsTable(photo)),
       ...(photo.signals ? [technical(photo.signals)] : []),
-      make("section", { class: "block" }, make("p", { class: "soft" }, "File: ", make("bdi", { text: photo.path }))));
+      make("section", { class: "block" }, make("p", { class: "soft" }, "File: ", photo.file
+        ? make("a", { href: photo.file, target: "_blank", rel: "noopener noreferrer", title: "Open the photo itself" }, make("bdi", { text: photo.path }))
+        : make("bdi", { text: photo.path }))));
     dialogs.photo.querySelector(".where").textContent = photos.length > 1 ? `${whole(place + 1)} of ${whole(order.length)}${order.length < photos.length ? " shown" : ""}` : "";
     dialogs.photo.querySelector('[data-do="previous"]').disabled = place === 0;
     dialogs.photo.querySelector('[data-do="next"]').disabled = place === order.length - 1;
@@ -967,9 +970,9 @@
     const [ofA, ofB] = [of(a), of(b)], gap = (number) => (ofA.get(number) ?? 0) - (ofB.get(number) ?? 0);
     const numbers = [...new Set([...ofA.keys(), ...ofB.keys()])].sort((x, y) => Math.abs(gap(y)) - Math.abs(gap(x)));
     const largest = Math.max(...[a.own - b.own, a.rest - b.rest, ...numbers.map(gap)].map(Math.abs));
-    const line = (head, x, y, difference) => make("tr", {}, make("th", { scope: "row" }, ...head),
+    const line = (head, x, y, difference, bar = true) => make("tr", {}, make("th", { scope: "row" }, ...head),
       make("td", { class: "number", text: x }), make("td", { class: "number", text: y }),
-      make("td", { class: "direction" }, difference === null ? null : signedBar(difference, largest)),
+      make("td", { class: "direction" }, difference === null || !bar ? null : signedBar(difference, largest)),
       make("td", { class: "number", text: difference === null ? "" : signed(difference) }));
     const adds = (map, number) => (map.has(number) ? signed(map.get(number)) : "\u2013");
     const soft = (text) => make("span", { class: "soft", text });
@@ -981,7 +984,7 @@
           line(["Own ", soft("what the photo itself adds")], signed(a.own), signed(b.own), a.own - b.own),
           ...numbers.map((number) => line([referenceCell(report.pool[number], null)], adds(ofA, number), adds(ofB, number), gap(number))),
           ...(numbers.length || Math.abs(a.rest) >= 5e-4 || Math.abs(b.rest) >= 5e-4 ? [line(["Rest"], signed(a.rest), signed(b.rest), a.rest - b.rest)] : [])),
-        make("tfoot", {}, line(["Score"], a.score.toFixed(3), b.score.toFixed(3), a.score - b.score)))),
+        make("tfoot", {}, line(["Score"], a.score.toFixed(3), b.score.toFixed(3), a.score - b.score, false)))),
       numbers.length ? make("p", { class: "note", text: "\u2013: not among the references listed for that photo; what it adds there is part of the rest." }) : null);
   }
 

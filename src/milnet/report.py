@@ -26,6 +26,7 @@ from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -106,7 +107,7 @@ def write_report(
     model, count = scorer.model, len(ordered)
     places, note = _known_places()
     pool = _Pool(ordered, dict(zip(model.pool.ids, model.pool.pixels, strict=True)), places)
-    photos = list(_photos(ordered, scorer, pool))
+    photos = list(_photos(ordered, scorer, pool, path))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -277,7 +278,7 @@ class _Pool:
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool) -> Iterator[dict[str, Any]]:
+def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool, report: Path) -> Iterator[dict[str, Any]]:
     """What the script knows of each photo; numbers to six digits, texts as they are shown."""
     sizes = Counter(score.group for score in scores)
     names = Counter(Path(score.photo).name for score in scores)
@@ -297,6 +298,7 @@ def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool) -> Iterator[di
             "name": shown(name),
             "folder": shown(str(path.parent)) if names[path.name] > 1 else "",
             "path": shown(score.photo),
+            "file": _link(path, report),
             "score": digits(score.score),
             "low": digits(score.low),
             "high": digits(score.high),
@@ -322,6 +324,16 @@ def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool) -> Iterator[di
                 "keep": score.keep,
             },
         }
+
+
+def _link(photo: Path, report: Path) -> str:
+    """The address of a photo seen from the report, so that both can be moved together; "" where there is no file."""
+    try:
+        if not photo.is_file():
+            return ""
+        return "./" + quote(Path(os.path.relpath(photo.absolute(), report.absolute().parent)).as_posix())
+    except (OSError, ValueError):  # another drive, a name that no address can hold
+        return ""
 
 
 def _rest(score: Score, scorer: Scorer) -> str:
