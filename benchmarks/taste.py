@@ -29,7 +29,6 @@ import argparse
 import csv
 import datetime
 import itertools
-import json
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -43,7 +42,7 @@ import torch
 from numpy.typing import NDArray
 
 from milnet.annotations import FloatArray, IntArray, Table, load_table
-from milnet.artifacts import atomic_path, digest_file
+from milnet.artifacts import atomic_path, digest_file, write_json
 from milnet.errors import AnnotationError
 from milnet.evaluation import find_references, find_same_photos
 from milnet.features import FeatureSet, load_feature_set
@@ -314,13 +313,16 @@ def variance(p: FloatArray, values: FloatArray) -> FloatArray:
 
 
 def told(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over raters with 95 % bootstrap intervals over raters, by count of ratings."""
+    """Means over raters with 95 % bootstrap intervals over raters, by count of ratings.
+
+    What was checked is NaN of a rater whose few ratings are all alike (`milnet taste` refuses those).
+    """
     rng = np.random.default_rng(0)
     samples = rng.integers(0, len(found), (2000, len(found)))
 
     def mean(x: NDArray[Any]) -> list[float]:
-        low, high = interval(x[samples].mean(1))
-        return [float(x.mean()), low, high]
+        low, high = interval(np.nanmean(x[samples], axis=1))
+        return [float(np.nanmean(x)), low, high]
 
     summary: dict[str, Any] = {"raters": len(found)}
     for place, n in enumerate(COUNTS):
@@ -339,7 +341,7 @@ def told(found: list[dict[str, Any]]) -> dict[str, Any]:
         said["told that it beats"] = mean(verdict.astype(float))
         said["gain of those"] = float(gain[verdict].mean()) if verdict.any() else None
         said["gain of the others"] = float(gain[~verdict].mean()) if not verdict.all() else None
-        said["gain as checked"] = mean(np.array([one["gain"][place] for one in found]))
+        said["gain as checked"] = mean(np.array([one["gain"][place] for one in found], float))
         said["seconds"] = float(np.median([one["seconds"][place] for one in found]))
         summary[str(n)] = said
     general = np.array([one["general"][-1] for one in found])
@@ -445,8 +447,7 @@ def main(arguments: list[str] | None = None) -> None:
             results[kind] = told(each) | {"each": each}
             show(kind, results[kind])
     print(f"\n{time.monotonic() - began:.0f} s")
-    with atomic_path(options.output) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(options.output, results)
 
 
 if __name__ == "__main__":
