@@ -129,7 +129,7 @@ def doctor(context: Context) -> Mapping[str, Any]:
 
     packages: dict[str, str | None] = {}
     for package in ("torch", "accelerate", "safetensors", "numpy", "scipy", "polars", "pillow", "timm", "torchvision",
-                    "tensorboard", "matplotlib", "onnx"):  # fmt: skip
+                    "tensorboard", "matplotlib", "onnx", "pi-heif", "rawpy"):  # fmt: skip
         try:
             packages[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -140,6 +140,8 @@ def doctor(context: Context) -> Mapping[str, Any]:
         ("torchvision", "timm"),
         ("tensorboard", "tensorboard"),
         ("matplotlib", "plots"),
+        ("pi-heif", "heif"),
+        ("rawpy", "raw"),
     ):
         if packages[package] is None:
             trouble.append(f"{package} is missing (optional): pip install 'milnet[{extra}]'")
