@@ -123,7 +123,12 @@ def make_scores(model: str, photos: list[Path]) -> tuple[Scorer, list[Score]]:
         members = scores[len(found) : len(found) + int(rng.choice([1, 1, 1, 2, 3, 5]))]
         order = sorted(range(len(members)), key=lambda i: -members[i].score)
         for i, score in enumerate(members):
-            sharpness, highlights, shadows, noise = rng.uniform(0, 1), rng.beta(1, 50), rng.beta(1, 50), rng.gamma(2, 1)
+            sharpness, highlights, shadows, noise = (
+                rng.uniform(0, 100),
+                rng.beta(1, 50),
+                rng.beta(1, 50),
+                rng.gamma(2, 1),
+            )
             score = replace(
                 score, signals=Signals(6000, 4000, float(sharpness), float(highlights), float(shadows), float(noise))
             )

@@ -90,7 +90,7 @@ def made_scores(count: int, folder: Path) -> list[Score]:
                 rest=rest,
                 values=VALUES,
                 model="d" * 64,
-                signals=Signals(6000, 4000, float(rng.uniform(0, 1)), 0.01, 0.002, 2.5),
+                signals=Signals(6000, 4000, float(rng.uniform(0, 100)), 0.01, 0.002, 2.5),
             )
         )
     scores = ranked(scores)
@@ -355,7 +355,7 @@ def test_filters(many: Path, scores: list[Score], open_page: Open) -> None:
     for name, label in LABELS.items():
         if name == "Name":
             continue
-        of, digits = quantity(name), 0 if name == "Percentile" else 2
+        of, digits = quantity(name), 0 if name in {"Percentile", "Sharpness"} else 2
         known = [round(x, digits) for x in map(of, scores) if x is not None]
         low, high = (round(float(x), digits) for x in np.quantile(known, [0.3, 0.7]))
 
@@ -452,7 +452,7 @@ def test_table(many: Path, scores: list[Score], open_page: Open) -> None:
         f"{first.percentile:.0f}",
         "\u2605" * (first.stars or 0) + "\u2606" * (5 - (first.stars or 0)),
     ]
-    assert cells[6:9] == [f"{first.spread:.2f}", f"{first.unlike:.2f}", f"{signals.sharpness:.2f}"]
+    assert cells[6:9] == [f"{first.spread:.2f}", f"{first.unlike:.2f}", f"{signals.sharpness:.0f}"]
     assert page.get_by_role("table").get_attribute("aria-rowcount") == "301"
     head = page.get_by_role("columnheader", name="Spread")
     assert head.get_attribute("aria-sort") is None
@@ -559,6 +559,10 @@ def test_what_a_photos_page_says(many: Path, scores: list[Score], open_page: Ope
     assert f"Unlike {score.unlike:.2f} limit 0.97" in text
     assert f"burst {score.group}: {score.rank} of 3" in text
     assert "6,000 × 4,000 24.0 megapixels" in text and "Clipped highlights 1.0 % Clipped shadows 0.20 %" in text
+    assert score.signals is not None
+    assert (
+        f"Sharpness {score.signals.sharpness:.0f} of 100, in the sharpest part" in text and "Noise 2.5 of 255" in text
+    )
     assert "They take no part in the score." in text
     assert dialog.locator(".stars").get_attribute("aria-label") == f"{score.stars} of 5 stars"
     bars = dialog.locator(".chart .bar-of").evaluate_all("bars => bars.map(bar => Number(bar.getAttribute('height')))")

@@ -104,7 +104,6 @@
   }
   for (const members of bursts.values()) members.sort((a, b) => (a.burst.rank ?? 0) - (b.burst.rank ?? 0));
 
-  const SHARP = Math.max(...photos.map((photo) => photo.sharpness ?? 0)) >= 10 ? 1 : 2; // digits
   /** Quantities that photos are sorted and filtered by; `digits` as they are shown, and as a filter compares them. */
   const QUANTITIES = [
     { key: "score", label: "Score", digits: 2 },
@@ -112,7 +111,7 @@
     { key: "width", label: "Width of the interval (doubt)", short: "Interval width", digits: 2 },
     { key: "spread", label: "Spread of the votes", short: "Spread", digits: 2 },
     { key: "unlike", label: "Unlike the pool (doubt)", short: "Unlike", digits: 2 },
-    { key: "sharpness", label: "Sharpness", digits: SHARP },
+    { key: "sharpness", label: "Sharpness", digits: 0 },
   ].filter(({ key }) => photos.some((photo) => photo[key] !== null));
   const rounded = (x, digits) => Number(x.toFixed(digits));
 
@@ -321,7 +320,7 @@
     return make("section", { class: "block" }, make("h3", { text: "Technical" }),
       make("dl", { class: "details" },
         fact("Size", `${whole(width)} × ${whole(height)}`, `${((width * height) / 1e6).toFixed(1)} megapixels`),
-        fact("Sharpness", sharpness.toFixed(SHARP), "of the sharpest part"),
+        fact("Sharpness", sharpness.toFixed(0), "of 100, in the sharpest part"),
         fact("Clipped highlights", percent(highlights)), fact("Clipped shadows", percent(shadows)), fact("Noise", noise.toFixed(1), "of 255")),
       make("p", { class: "note", text: "Measured from the pixels. They take no part in the score." }));
   }
@@ -611,7 +610,7 @@
     { label: "Stars", width: "5.6rem", least: 620, when: has("stars"), cell: (photo) => (photo.stars === null ? "\u2013" : make("span", { class: "signs", role: "img", "aria-label": starWords(photo.stars), text: starSigns(photo.stars) })) },
     { label: "Spread", key: "spread", width: "4.5rem", number: true, least: 860, when: has("spread"), cell: (photo) => fixed(photo.spread, 2) },
     { label: "Unlike", key: "unlike", width: "5rem", number: true, least: 940, when: has("unlike"), cell: (photo) => (photo.unlike === null ? "\u2013" : photo.outside ? make("span", { class: "badge warn", title: "Outside what the pool shows", text: photo.unlike_text }) : photo.unlike_text) },
-    { label: "Sharpness", key: "sharpness", width: "5.5rem", number: true, least: 1020, when: has("sharpness"), cell: (photo) => fixed(photo.sharpness, SHARP) },
+    { label: "Sharpness", key: "sharpness", width: "5.5rem", number: true, least: 1020, when: has("sharpness"), cell: (photo) => fixed(photo.sharpness, 0) },
     { label: "Burst", key: "burst", width: "11.5rem", least: 1120, when: bursts.size > 0, cell: (photo) => (photo.burst ? make("span", { class: `badge${photo.burst.keep ? " keep" : ""}`, text: burstWords(photo.burst) }) : "") },
     { label: "", width: "2rem", cell: (photo) => markButton(photo) },
   ].filter(({ when }) => when === undefined || when);
