@@ -599,7 +599,9 @@ def test_what_a_photos_page_says(many: Path, scores: list[Score], open_page: Ope
     members = dialog.locator(".film a")
     assert members.count() == 3
     assert members.locator("[aria-current]").count() == 0 and dialog.locator(".film a[aria-current]").count() == 1
+    before = page.evaluate("history.length")
     members.nth(2).click()
+    assert page.evaluate("history.length") == before  # closing leads to the list, not to each photo seen
     third = next(s for s in scores if s.group == score.group and s.rank == 3)
     assert page.locator("#photo-name bdi").inner_text() == Path(third.photo).name
     page.get_by_title("Show this burst alone").click()
