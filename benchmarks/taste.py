@@ -86,7 +86,7 @@ def read_ratings(path: Path, table: Table) -> Raters:
     with path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             rater = names.setdefault(line["rater"], len(names))
-            lines.append((rater, row_of[Path(line["image"]).stem], float(line["rating"])))
+            lines.append((rater, row_of[line["image"].rpartition(".")[0]], float(line["rating"])))
     ratings = np.full((len(names), len(table)), np.nan)
     for rater, row, rating in lines:
         ratings[rater, row] = rating
