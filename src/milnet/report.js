@@ -44,7 +44,9 @@
 
   /** A percentile; more digits where it would look like all or none of the pool. */
   function percentileText(x) {
-    const digits = [0, 1, 2].find((n) => (Number(x.toFixed(n)) === 100) === (x === 100) && (Number(x.toFixed(n)) === 0) === (x === 0));
+    const digits = [0, 1, 2].find(
+      (n) => (Number(x.toFixed(n)) === 100) === (x === 100) && (Number(x.toFixed(n)) === 0) === (x === 0)
+    );
     return x.toFixed(digits ?? 2);
   }
 
@@ -90,7 +92,8 @@
     photo.sharpness = photo.signals ? photo.signals.sharpness : null;
   });
   // A search looks at names, and at folders as far as they differ.
-  const shared = photos.map(({ path }) => path.slice(0, path.length - path.split(/[\\/]/).pop().length)).reduce((a, b) => {
+  const folderOf = (path) => path.slice(0, path.length - path.split(/[\\/]/).pop().length);
+  const shared = photos.map(({ path }) => folderOf(path)).reduce((a, b) => {
     let end = 0;
     while (end < a.length && a[end] === b[end]) end++;
     return a.slice(0, Math.max(a.lastIndexOf("/", end - 1), a.lastIndexOf("\\", end - 1)) + 1);
@@ -127,7 +130,7 @@
 
   const waiting = new Map(); // frames whose picture has not been read yet -> how to fill them
 
-  /** Put the picture that the block `source` holds into `frame`, as soon as it is read; else `none`, if that is given. */
+  /** Put the picture that the block `source` holds into `frame`, as soon as it is read; else `none`, if given. */
   function fill(frame, source, alt, none) {
     const holder = byId(source);
     if (reading() && !(holder && holder.nextElementSibling)) { // the last block may be there in part
@@ -182,7 +185,10 @@
     if (photo.burst) {
       const words = burstWords(photo.burst);
       found.push(press
-        ? make("button", { type: "button", class: `badge${photo.burst.keep ? " keep" : ""}`, text: words, title: "Show this burst alone", on: { click: () => showBurst(photo.burst.number) } })
+        ? make("button", {
+          type: "button", class: `badge${photo.burst.keep ? " keep" : ""}`, text: words,
+          title: "Show this burst alone", on: { click: () => showBurst(photo.burst.number) }
+        })
         : make("span", { class: `badge${photo.burst.keep ? " keep" : ""}`, text: words }));
     }
     if (photo.outside) found.push(make("span", { class: "badge warn", text: outsideWords }));
@@ -190,7 +196,8 @@
   }
 
   const markButton = (photo) => make("button", {
-    type: "button", class: "tick", "aria-pressed": String(view.marks.includes(photo)), "aria-label": `Mark ${photo.name} to compare`,
+    type: "button", class: "tick", "aria-pressed": String(view.marks.includes(photo)),
+    "aria-label": `Mark ${photo.name} to compare`,
     title: "Mark to compare (c)", "data-mark": photo.index, on: { click: () => toggleMark(photo) },
   });
 
@@ -204,26 +211,51 @@
     const every = Math.ceil(count / 12); // so that the numbers below do not touch each other
     const at = (x) => slot * (0.5 + (x - first) / (values[1] - first));
     const shares = photo.votes.map((share) => `${(100 * share).toFixed(0)} %`);
-    const svg = draw("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${LINE + 10}`, role: "img", "aria-label": `Predicted votes by value: ${inWords(shares)}` });
+    const svg = draw("svg", {
+      class: "chart", viewBox: `0 0 ${WIDTH} ${LINE + 10}`, role: "img",
+      "aria-label": `Predicted votes by value: ${inWords(shares)}`
+    });
     photo.votes.forEach((share, i) => {
       const height = ((BASE - TOP) * share) / most, middle = units(slot * (i + 0.5));
-      svg.append(draw("rect", { class: "bar-of", x: units(slot * (i + 0.14)), y: units(BASE - height), width: units(slot * 0.72), height: units(height), rx: 2 }));
-      if (count <= 12) svg.append(draw("text", { x: middle, y: units(BASE - height - 6), text: (100 * share).toFixed(0) + (i ? "" : "%") }));
+      svg.append(draw("rect", {
+        class: "bar-of", x: units(slot * (i + 0.14)), y: units(BASE - height),
+        width: units(slot * 0.72), height: units(height), rx: 2
+      }));
+      if (count <= 12) svg.append(draw("text", {
+        x: middle, y: units(BASE - height - 6), text: (100 * share).toFixed(0) + (i ? "" : "%")
+      }));
       if (i % every === 0) svg.append(draw("text", { class: "value", x: middle, y: BASE + 18, text: values[i] }));
     });
     svg.append(draw("line", { class: "axis-line", x1: 0, x2: WIDTH, y1: BASE, y2: BASE }));
-    svg.append(draw("line", { class: "axis-line", x1: units(slot / 2), x2: units(WIDTH - slot / 2), y1: LINE, y2: LINE }));
-    if (photo.width !== null) svg.append(draw("rect", { class: "band", x: units(at(photo.low)), y: LINE - 4, width: units(at(photo.high) - at(photo.low)), height: 8, rx: 4 }));
+    svg.append(draw("line", {
+      class: "axis-line", x1: units(slot / 2), x2: units(WIDTH - slot / 2), y1: LINE, y2: LINE
+    }));
+    if (photo.width !== null) svg.append(draw("rect", {
+      class: "band", x: units(at(photo.low)), y: LINE - 4,
+      width: units(at(photo.high) - at(photo.low)), height: 8, rx: 4
+    }));
     svg.append(draw("circle", { class: "dot", cx: units(at(photo.score)), cy: LINE, r: 6.5 }));
-    return make("figure", {}, svg, make("figcaption", { text: `Predicted ${report.own ? "ratings" : "votes"} in\u00a0%. Dot: score.${photo.width === null ? "" : " Band: interval."}` }));
+    return make(
+      "figure", {}, svg,
+      make("figcaption", {
+        text: `Predicted ${report.own ? "ratings" : "votes"} in\u00a0%. Dot: score.`
+          + (photo.width === null ? "" : " Band: interval.")
+      })
+    );
   }
 
   function votesOf(reference) {
     const WIDTH = 72, HEIGHT = 28, slot = WIDTH / values.length, most = Math.max(...reference.votes, 1e-9);
-    const svg = draw("svg", { class: "votes", viewBox: `0 0 ${WIDTH} ${HEIGHT + 1}`, role: "img", "aria-label": `Votes by value: ${inWords(reference.votes.map((n) => Number(n.toFixed(1))))}` });
+    const svg = draw("svg", {
+      class: "votes", viewBox: `0 0 ${WIDTH} ${HEIGHT + 1}`, role: "img",
+      "aria-label": `Votes by value: ${inWords(reference.votes.map((n) => Number(n.toFixed(1))))}`
+    });
     reference.votes.forEach((n, i) => {
       const height = (HEIGHT * n) / most;
-      svg.append(draw("rect", { x: units(slot * (i + 0.12)), y: units(HEIGHT - height), width: units(slot * 0.76), height: units(height) }));
+      svg.append(draw("rect", {
+        x: units(slot * (i + 0.12)), y: units(HEIGHT - height), width: units(slot * 0.76),
+        height: units(height)
+      }));
     });
     svg.append(draw("line", { x1: 0, x2: WIDTH, y1: HEIGHT + 0.5, y2: HEIGHT + 0.5 }));
     return svg;
@@ -231,8 +263,15 @@
 
   function signedBar(x, largest) {
     const length = largest ? (48 * Math.abs(x)) / largest : 0;
-    return draw("svg", { class: "signed", viewBox: "-50 0 100 12", preserveAspectRatio: "none", "aria-hidden": "true", focusable: "false" },
-      draw("rect", { class: x >= 0 ? "up" : "down", x: units(x >= 0 ? 0 : -length), y: 1, width: units(length), height: 10 }),
+    return draw("svg",
+      {
+        class: "signed", viewBox: "-50 0 100 12", preserveAspectRatio: "none",
+        "aria-hidden": "true", focusable: "false"
+      },
+      draw("rect", {
+        class: x >= 0 ? "up" : "down", x: units(x >= 0 ? 0 : -length), y: 1, width: units(length),
+        height: 10
+      }),
       draw("line", { class: "zero", x1: 0, x2: 0, y1: 0, y2: 12 }));
   }
 
@@ -248,7 +287,10 @@
       cell.append(frame);
       fill(frame, `pool-${reference.picture}`, `The pool\u2019s photo ${reference.name}`);
     }
-    cell.append(make("div", {}, make("bdi", { text: reference.name }), aside ? make("span", { class: "aside" }, ...aside) : null));
+    cell.append(make(
+      "div", {}, make("bdi", { text: reference.name }),
+      aside ? make("span", { class: "aside" }, ...aside) : null
+    ));
     return cell;
   }
 
@@ -256,41 +298,73 @@
   function partsTable(photo) {
     const many = photo.references.length > 0;
     const largest = Math.max(...[photo.own, photo.rest, ...photo.references.map(([, , adds]) => adds)].map(Math.abs));
-    const blanks = () => (many ? [make("td", { class: "people" }), make("td", { class: "likeness" }), make("td", { class: "likeness" })] : []);
+    const blanks = () => (
+      many ? [
+        make("td", { class: "people" }), make("td", { class: "likeness" }),
+        make("td", { class: "likeness" })
+      ] : []
+    );
     const head = make("tr", {}, make("th", { scope: "col", text: "Part" }),
-      ...(many ? [make("th", { scope: "col", class: "people", text: "Votes" }), make("th", { scope: "col", class: "likeness", text: "Mean vote" }), make("th", { scope: "col", class: "likeness", text: "Likeness" })] : []),
+      ...(
+        many ? [
+          make("th", { scope: "col", class: "people", text: "Votes" }),
+          make("th", { scope: "col", class: "likeness", text: "Mean vote" }),
+          make("th", { scope: "col", class: "likeness", text: "Likeness" })
+        ] : []
+      ),
       make("th", { scope: "col", class: "direction" }, make("span", { class: "only-read", text: "Direction" })),
       make("th", { scope: "col", class: "number", text: "Adds" }));
     const plain = (name, what, number, bar) => make("tr", {},
       make("th", { scope: "row" }, `${name} `, what ? make("span", { class: "soft", text: what }) : null), ...blanks(),
       make("td", { class: "direction" }, bar), make("td", { class: "number", text: number }));
     const rows = [
-      plain("Base", report.own ? "the mean rating of the photos it learned from" : "the mean vote of the photos it learned from", photo.base.toFixed(3), null),
+      plain(
+        "Base",
+        report.own ? "the mean rating of the photos it learned from" : "the mean vote of the photos it learned from",
+        photo.base.toFixed(3), null
+      ),
       plain("Own", "what the photo itself adds", signed(photo.own), signedBar(photo.own, largest)),
       ...photo.references.map(([number, likeness, adds]) => {
         const reference = report.pool[number], mean = fixed(meanVote(reference), 2);
         return make("tr", {},
-          make("th", { scope: "row" }, referenceCell(reference, [`likeness\u00a0${likeness.toFixed(2)}`, make("br"), `mean\u00a0vote\u00a0${mean}`])),
+          make(
+            "th", { scope: "row" },
+            referenceCell(reference, [
+              `likeness\u00a0${likeness.toFixed(2)}`, make("br"), `mean\u00a0vote\u00a0${mean}`
+            ])
+          ),
           make("td", { class: "people" }, votesOf(reference)), make("td", { class: "likeness", text: mean }),
-          make("td", { class: "likeness", text: likeness.toFixed(2) }), make("td", { class: "direction" }, signedBar(adds, largest)),
+          make("td", { class: "likeness", text: likeness.toFixed(2) }),
+          make("td", { class: "direction" }, signedBar(adds, largest)),
           make("td", { class: "number", text: signed(adds) }));
       }),
     ];
-    if (many || Math.abs(photo.rest) >= 5e-4) rows.push(plain("Rest", photo.rest_text, signed(photo.rest), signedBar(photo.rest, largest)));
-    return make("table", { class: "parts" }, make("thead", {}, head), make("tbody", {}, ...rows), make("tfoot", {}, plain("Score", "", photo.score.toFixed(3), null)));
+    if (many || Math.abs(photo.rest) >= 5e-4) rows.push(plain(
+      "Rest", photo.rest_text, signed(photo.rest), signedBar(photo.rest, largest)
+    ));
+    return make(
+      "table", { class: "parts" }, make("thead", {}, head), make("tbody", {}, ...rows),
+      make("tfoot", {}, plain("Score", "", photo.score.toFixed(3), null))
+    );
   }
 
   function fact(name, value, soft) {
-    return make("div", {}, make("dt", { text: name }), make("dd", { text: value }, soft ? make("span", { class: "soft", text: ` ${soft}` }) : null));
+    return make(
+      "div", {}, make("dt", { text: name }),
+      make("dd", { text: value }, soft ? make("span", { class: "soft", text: ` ${soft}` }) : null)
+    );
   }
 
   function warning(words) {
     return make("div", { class: "warning", role: "note" },
-      draw("svg", { class: "sign", viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" }, draw("path", { d: "M12 3.5 22 20.5H2Z M12 10v4.5 M12 17.6v.1" })),
+      draw(
+        "svg", { class: "sign", viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" },
+        draw("path", { d: "M12 3.5 22 20.5H2Z M12 10v4.5 M12 17.6v.1" })
+      ),
       make("p", {}, make("b", { text: "Outside what the pool shows." }), ` ${words}`));
   }
 
-  /** The picture, and beside it all that is said of it. `heading` is its element, `link` whether it leads to its page. */
+  /** The picture, and beside it all that is said of it. `link`: whether the name in `heading` leads to its page. */
   function face(photo, heading, link) {
     const name = make("bdi", { text: photo.name });
     if (photos.length > 1 || heading.id) heading.append(make("span", { class: "place", text: photo.place }), " ");
@@ -300,12 +374,25 @@
     const interval = photo.width === null ? null : `${fixed(photo.low, 2)} to ${fixed(photo.high, 2)}`;
     const facts = make("div", { class: "facts" }, head,
       photo.folder ? make("p", { class: "folder" }, make("bdi", { text: photo.folder })) : null,
-      photo.outside ? warning(`Unlike is ${photo.unlike_text}: hardly a photo of the pool is so far from the others. Trust neither its score nor its interval.`) : null,
+      photo.outside ? warning(
+        `Unlike is ${photo.unlike_text}: hardly a photo of the pool is so far from the others. `
+          + "Trust neither its score nor its interval."
+      ) : null,
       make("div", { class: "body" },
         make("div", {},
-          make("p", { class: "score" }, make("b", { text: photo.score.toFixed(2) }), " ", make("span", { text: `on a scale of ${first} to ${last}` })),
-          photo.stars === null ? null : make("p", { class: "stars", role: "img", "aria-label": starWords(photo.stars), text: starSigns(photo.stars) }),
-          photo.percentile === null ? null : make("p", { class: "rank", text: `Percentile ${percentileText(photo.percentile)}: scores higher than ${percentileText(photo.percentile)}\u00a0% of the pool\u2019s photos.` }),
+          make(
+            "p", { class: "score" }, make("b", { text: photo.score.toFixed(2) }), " ",
+            make("span", { text: `on a scale of ${first} to ${last}` })
+          ),
+          photo.stars === null ? null : make("p", {
+            class: "stars", role: "img", "aria-label": starWords(photo.stars),
+            text: starSigns(photo.stars)
+          }),
+          photo.percentile === null ? null : make("p", {
+            class: "rank",
+            text: `Percentile ${percentileText(photo.percentile)}: scores higher than `
+              + `${percentileText(photo.percentile)}\u00a0% of the pool\u2019s photos.`
+          }),
           pills.length ? make("p", { class: "labels" }, ...pills) : null),
         chart(photo)),
       make("dl", { class: "details" },
@@ -321,17 +408,24 @@
       make("dl", { class: "details" },
         fact("Size", `${whole(width)} × ${whole(height)}`, `${((width * height) / 1e6).toFixed(1)} megapixels`),
         fact("Sharpness", sharpness.toFixed(0), "of 100, in the sharpest part"),
-        fact("Clipped highlights", percent(highlights)), fact("Clipped shadows", percent(shadows)), fact("Noise", noise.toFixed(1), "of 255")),
+        fact("Clipped highlights", percent(highlights)), fact("Clipped shadows", percent(shadows)),
+        fact("Noise", noise.toFixed(1), "of 255")),
       make("p", { class: "note", text: "Measured from the pixels. They take no part in the score." }));
   }
 
   // ---- which photos are shown, and in which order ----
 
   const names = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
-  const byName = new Map([...photos].sort((a, b) => names.compare(a.name, b.name) || names.compare(a.path, b.path)).map((photo, i) => [photo, i]));
+  const byName = new Map(
+    [...photos].sort(
+      (a, b) => names.compare(a.name, b.name) || names.compare(a.path, b.path)
+    ).map((photo, i) => [photo, i])
+  );
   const SORTS = [
     ...QUANTITIES.slice(0, 1), { key: "name", label: "Name", of: (photo) => byName.get(photo) }, ...QUANTITIES.slice(1),
-    ...(bursts.size ? [{ key: "burst", label: "Burst", of: (photo) => (photo.burst ? photo.burst.number : null) }] : []),
+    ...(
+      bursts.size ? [{ key: "burst", label: "Burst", of: (photo) => (photo.burst ? photo.burst.number : null) }] : []
+    ),
   ];
 
   function passes(photo) {
@@ -361,7 +455,8 @@
     const way = view.descending ? -1 : 1;
     view.order = photos.filter(passes).sort((a, b) => {
       const x = of(a), y = of(b);
-      if (x === null || y === null) return (x === null) - (y === null) || a.index - b.index; // what is not known comes last
+      // what is not known comes last
+      if (x === null || y === null) return (x === null) - (y === null) || a.index - b.index;
       if (x !== y) return way * (x - y);
       return (sort.key === "burst" && (a.burst.rank ?? 0) - (b.burst.rank ?? 0)) || a.index - b.index;
     });
@@ -376,17 +471,24 @@
   function tellFound(sort) {
     if (!byId("found")) return;
     const count = view.order.length, all = photos.length;
-    const direction = sort.key === "name" ? (view.descending ? "z to a" : "a to z") : view.descending ? "highest first" : "lowest first";
-    byId("found").textContent = `${count === all ? whole(all) : `${whole(count)} of ${whole(all)}`} photos, by ${(sort.short || sort.label).toLowerCase()}, ${direction}`;
+    const [down, up] = sort.key === "name" ? ["z to a", "a to z"] : ["highest first", "lowest first"];
+    const direction = view.descending ? down : up;
+    const counted = count === all ? whole(all) : `${whole(count)} of ${whole(all)}`;
+    const by = (sort.short || sort.label).toLowerCase();
+    byId("found").textContent = `${counted} photos, by ${by}, ${direction}`;
     byId("direction").textContent = view.descending ? "↓" : "↑";
-    byId("direction").setAttribute("aria-label", `${direction[0].toUpperCase() + direction.slice(1)}: turn the order round`);
+    byId("direction").setAttribute(
+      "aria-label", `${direction[0].toUpperCase() + direction.slice(1)}: turn the order round`
+    );
     byId("direction").title = "Turn the order round";
     byId("sort").value = view.sort;
     byId("filter").textContent = filterCount() ? `Filter (${filterCount()})` : "Filter";
     for (const id of ["copy", "save"]) byId(id).disabled = count === 0;
   }
 
-  const filterCount = () => Object.values(view.ranges).filter(Boolean).length + (view.stars ? 1 : 0) + (view.burst !== "all") + (view.outside !== "all") + (view.search ? 1 : 0);
+  const filterCount = () => [
+    ...Object.values(view.ranges), view.stars, view.burst !== "all", view.outside !== "all", view.search
+  ].filter(Boolean).length;
 
   function setSort(key, descending) {
     view.sort = key;
@@ -408,7 +510,10 @@
   }
 
   function showBurst(number) {
-    Object.assign(view, { search: "", ranges: {}, stars: null, burst: number, outside: "all", sort: "burst", descending: false });
+    Object.assign(view, {
+      search: "", ranges: {}, stars: null, burst: number, outside: "all", sort: "burst",
+      descending: false
+    });
     byId("search").value = "";
     showFilters();
     leave(true);
@@ -416,20 +521,27 @@
     toList();
   }
 
-  const BURSTS = { all: "All photos", best: "Best of each burst only", keep: "Only what is worth keeping", in: "Photos in bursts", alone: "Photos that stand alone" };
+  const BURSTS = {
+    all: "All photos", best: "Best of each burst only", keep: "Only what is worth keeping",
+    in: "Photos in bursts", alone: "Photos that stand alone"
+  };
   const OUTSIDES = { all: "All photos", inside: "Only what the pool knows", outside: "Only outside the pool" };
 
   /** What is filtered at the moment, each with a button that ends it. */
   function showChips() {
     if (!byId("chips")) return;
     const chips = [];
-    const chip = (words, end) => chips.push(make("button", { type: "button", text: `${words} ×`, "aria-label": `${words}: end this filter`, on: { click: () => { end(); showFilters(); apply(); } } }));
+    const chip = (words, end) => chips.push(make("button", {
+      type: "button", text: `${words} ×`, "aria-label": `${words}: end this filter`,
+      on: { click: () => { end(); showFilters(); apply(); } }
+    }));
     if (view.search) chip(`Name: ${view.search}`, () => { view.search = ""; byId("search").value = ""; });
     for (const { key, label, short, digits } of QUANTITIES) {
       const range = view.ranges[key];
       if (!range) continue;
-      const { from, to } = range, name = short || label;
-      chip(from === null ? `${name} to ${to.toFixed(digits)}` : to === null ? `${name} from ${from.toFixed(digits)}` : `${name} ${from.toFixed(digits)} to ${to.toFixed(digits)}`, () => { view.ranges[key] = null; });
+      const [from, to] = [range.from, range.to].map((x) => (x === null ? null : x.toFixed(digits)));
+      const words = from === null ? `to ${to}` : to === null ? `from ${from}` : `${from} to ${to}`;
+      chip(`${short || label} ${words}`, () => { view.ranges[key] = null; });
     }
     if (view.stars) chip(`Stars ${[...view.stars].sort().join(", ")}`, () => { view.stars = null; });
     if (view.burst !== "all") chip(BURSTS[view.burst] || `Burst ${view.burst}`, () => { view.burst = "all"; });
@@ -447,7 +559,9 @@
       byId(`from-${key}`).value = range.from ?? "";
       byId(`to-${key}`).value = range.to ?? "";
     }
-    for (const box of panel.querySelectorAll("[data-stars]")) box.checked = !view.stars || view.stars.has(Number(box.dataset.stars));
+    for (const box of panel.querySelectorAll("[data-stars]")) {
+      box.checked = !view.stars || view.stars.has(Number(box.dataset.stars));
+    }
     if (byId("burst")) byId("burst").value = view.burst in BURSTS ? view.burst : "all";
     if (byId("outside")) byId("outside").value = view.outside;
   }
@@ -457,27 +571,45 @@
       const known = photos.map((photo) => photo[key]).filter((x) => x !== null).map((x) => rounded(x, digits));
       const ends = { from: Math.min(...known), to: Math.max(...known) };
       const field = (end) => make("input", {
-        type: "number", id: `${end}-${key}`, step: 10 ** -digits, placeholder: ends[end].toFixed(digits), "aria-label": `${label}, ${end}`,
+        type: "number", id: `${end}-${key}`, step: 10 ** -digits,
+        placeholder: ends[end].toFixed(digits), "aria-label": `${label}, ${end}`,
         on: { input: () => { view.ranges[key] = rangeOf(key); apply(); } },
       });
-      panel.append(make("fieldset", {}, make("legend", { text: label }), make("div", { class: "range" }, field("from"), "to", field("to"))));
+      panel.append(make(
+        "fieldset", {}, make("legend", { text: label }),
+        make("div", { class: "range" }, field("from"), "to", field("to"))
+      ));
     }
     if (photos.some((photo) => photo.stars !== null)) {
       const picks = make("div", { class: "picks" });
       for (let n = 1; n <= report.stars; n++) {
-        picks.append(make("label", { class: "check" }, make("input", { type: "checkbox", "data-stars": n, checked: true, on: { change: chooseStars } }), `${n}`, make("span", { class: "signs", "aria-hidden": "true", text: "\u2605" })));
+        picks.append(make(
+          "label", { class: "check" },
+          make("input", { type: "checkbox", "data-stars": n, checked: true, on: { change: chooseStars } }),
+          `${n}`, make("span", { class: "signs", "aria-hidden": "true", text: "\u2605" })
+        ));
       }
       panel.append(make("fieldset", {}, make("legend", { text: "Stars" }), picks));
     }
-    const choice = (id, label, options) => panel.append(make("fieldset", {}, make("legend", {}, make("label", { for: id, text: label })),
-      make("select", { id, on: { change: (event) => { view[id] = event.target.value; apply(); } } }, ...Object.entries(options).map(([value, text]) => make("option", { value, text })))));
+    const choice = (id, label, options) => panel.append(make("fieldset", {},
+      make("legend", {}, make("label", { for: id, text: label })),
+      make(
+        "select",
+        { id, on: { change: (event) => { view[id] = event.target.value; apply(); } } },
+        ...Object.entries(options).map(([value, text]) => make("option", { value, text }))
+      )));
     if (bursts.size) choice("burst", "Bursts", BURSTS);
     if (photos.some((photo) => photo.outside)) choice("outside", "Outside what the pool shows", OUTSIDES);
-    panel.append(make("fieldset", {}, make("legend", { text: "All filters" }), make("button", { type: "button", text: "Clear", on: { click: clearFilters } })));
+    panel.append(make(
+      "fieldset", {}, make("legend", { text: "All filters" }),
+      make("button", { type: "button", text: "Clear", on: { click: clearFilters } })
+    ));
   }
 
   function rangeOf(key) {
-    const read = (id) => (byId(id).value === "" || !Number.isFinite(byId(id).valueAsNumber) ? null : byId(id).valueAsNumber);
+    const read = (id) => (
+      byId(id).value === "" || !Number.isFinite(byId(id).valueAsNumber) ? null : byId(id).valueAsNumber
+    );
     const from = read(`from-${key}`), to = read(`to-${key}`);
     return from === null && to === null ? null : { from, to };
   }
@@ -496,7 +628,9 @@
   function histogramOf({ key, label, digits }, step, low, high) {
     const unit = 10 ** digits; // bins are counted in whole units of what is shown, so none is lost at an edge
     const count = Math.ceil((high - low) / step); // the last bin has its upper end as well
-    const bin = (photo) => Math.min(count - 1, Math.floor((Math.round(rounded(photo[key], digits) * unit) - low) / step));
+    const bin = (photo) => Math.min(count - 1, Math.floor(
+      (Math.round(rounded(photo[key], digits) * unit) - low) / step
+    ));
     const known = photos.filter((photo) => photo[key] !== null);
     const all = new Array(count).fill(0);
     for (const photo of known) all[bin(photo)]++;
@@ -507,9 +641,19 @@
     bars[0].tabIndex = 0;
     bars.forEach((bar, i) => { bar.firstChild.style.height = `${(100 * all[i]) / most}%`; });
     const told = make("span", { text: "click or drag over bars to filter" });
-    const group = make("div", { class: "bins", role: "group", "aria-label": `${label}s of the photos: each bar filters` }, ...bars);
-    const box = make("div", { class: "histogram" }, make("h3", {}, `${label}s of ${photos.length === known.length ? "these" : whole(known.length)} photos`, told), group,
-      make("div", { class: "axis", "aria-hidden": "true" }, make("span", { text: (low / unit).toFixed(digits) }), make("span", { text: (high / unit).toFixed(digits) })));
+    const group = make(
+      "div",
+      { class: "bins", role: "group", "aria-label": `${label}s of the photos: each bar filters` },
+      ...bars
+    );
+    const box = make("div", { class: "histogram" },
+      make("h3", {}, `${label}s of ${photos.length === known.length ? "these" : whole(known.length)} photos`, told),
+      group,
+      make(
+        "div", { class: "axis", "aria-hidden": "true" },
+        make("span", { text: (low / unit).toFixed(digits) }),
+        make("span", { text: (high / unit).toFixed(digits) })
+      ));
     const select = (i, j) => {
       const [from, to] = [ends(Math.min(i, j))[0], ends(Math.max(i, j))[1]], now = view.ranges[key];
       if (now && now.from === from && now.to === to) setRange(key, null, null);
@@ -529,8 +673,12 @@
     });
     bars.forEach((bar, i) => {
       bar.addEventListener("click", (event) => { if (event.detail === 0 || at(event) === i) select(i, i); });
-      bar.addEventListener("pointerenter", () => { told.textContent = `${words(i)}: ${whole(all[i])} photo${all[i] === 1 ? "" : "s"}`; });
-      bar.addEventListener("focus", () => { told.textContent = `${words(i)}: ${whole(all[i])} photo${all[i] === 1 ? "" : "s"}`; });
+      bar.addEventListener("pointerenter", () => {
+        told.textContent = `${words(i)}: ${whole(all[i])} photo${all[i] === 1 ? "" : "s"}`;
+      });
+      bar.addEventListener("focus", () => {
+        told.textContent = `${words(i)}: ${whole(all[i])} photo${all[i] === 1 ? "" : "s"}`;
+      });
       bar.addEventListener("keydown", (event) => {
         const to = { ArrowLeft: i - 1, ArrowRight: i + 1, Home: 0, End: count - 1 }[event.key];
         if (to === undefined || !bars[to]) return;
@@ -549,7 +697,7 @@
         const range = view.ranges[key];
         bars.forEach((bar, i) => {
           const [from, to] = ends(i);
-          const inside = Boolean(range) && (range.from === null || range.from <= from) && (range.to === null || range.to >= to);
+          const inside = Boolean(range) && (range.from ?? from) <= from && (range.to ?? to) >= to;
           bar.lastChild.style.height = `${(100 * now[i]) / most}%`;
           bar.setAttribute("aria-pressed", String(inside));
           bar.setAttribute("aria-label", `${words(i)}: ${now[i]} of ${all[i]} photos`);
@@ -565,8 +713,12 @@
     const score = QUANTITIES[0], unit = 100;
     const known = photos.map((photo) => Math.round(rounded(photo.score, 2) * unit));
     const range = Math.max(...known) - Math.min(...known);
-    const step = [1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000].find((size) => range / size <= 32) || Math.ceil(range / 32);
-    const [low, high] = [Math.floor(Math.min(...known) / step) * step, Math.ceil((Math.max(...known) + 1) / step) * step];
+    const steps = [1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000];
+    const step = steps.find((size) => range / size <= 32) || Math.ceil(range / 32);
+    const [low, high] = [
+      Math.floor(Math.min(...known) / step) * step,
+      Math.ceil((Math.max(...known) + 1) / step) * step
+    ];
     place.append(histogramOf(score, step, low, high));
     const percentile = QUANTITIES.find(({ key }) => key === "percentile");
     if (percentile) place.append(histogramOf(percentile, 5, 0, 100));
@@ -586,45 +738,116 @@
     const frame = picture(photo);
     const words = make("span", { class: "words" },
       make("span", { class: "line" }, make("b", { text: photo.score.toFixed(2) }),
-        photo.stars === null ? null : make("span", { class: "signs", role: "img", "aria-label": starWords(photo.stars), text: starSigns(photo.stars) }),
-        photo.percentile === null ? null : make("span", { class: "soft", title: "Percentile in the pool" }, make("span", { class: "word", text: "percentile " }),
+        photo.stars === null ? null : make("span", {
+          class: "signs", role: "img", "aria-label": starWords(photo.stars),
+          text: starSigns(photo.stars)
+        }),
+        photo.percentile === null ? null : make("span", { class: "soft", title: "Percentile in the pool" },
+          make("span", { class: "word", text: "percentile " }),
           make("span", { class: "short", "aria-hidden": "true", text: "P" }), percentileText(photo.percentile))),
       strip(photo), name);
-    return make("div", { class: "tile", role: "listitem" }, make("a", { class: "open", href: `#photo-${photo.place}` }, frame, words, extraWords(photo)),
+    return make("div", { class: "tile", role: "listitem" },
+      make("a", { class: "open", href: `#photo-${photo.place}` }, frame, words, extraWords(photo)),
       make("span", { class: "badges", "aria-hidden": "true" }, ...badges(photo, false)), markButton(photo));
   }
 
   /** What badges say, for those who do not see them. */
   function extraWords(photo) {
-    const words = [photo.burst ? burstWords(photo.burst) : null, photo.outside ? "outside what the pool shows" : null].filter(Boolean).join(", ");
+    const words = [
+      photo.burst ? burstWords(photo.burst) : null,
+      photo.outside ? "outside what the pool shows" : null
+    ].filter(Boolean).join(", ");
     return words ? make("span", { class: "only-read", text: words }) : null;
   }
 
   const has = (key) => photos.some((photo) => photo[key] !== null);
   const COLUMNS = [
     { label: "", width: "4.4rem", cell: (photo) => picture(photo) },
-    { label: "Name", key: "name", width: "minmax(7rem, 2fr)", cell: (photo) => make("a", { class: "open", href: `#photo-${photo.place}`, title: photo.path }, make("bdi", { text: photo.name }), extraWords(photo)) },
-    { label: "Score", key: "score", width: "4rem", number: true, cell: (photo) => make("b", { text: photo.score.toFixed(2) }) },
-    { label: `${report.coverage} interval`, key: "width", width: "minmax(7rem, 1fr)", least: 760, when: has("width"), cell: (photo) => make("span", {}, photo.width === null ? "\u2013" : `${fixed(photo.low, 2)} to ${fixed(photo.high, 2)}`, strip(photo)) },
-    { label: "Percentile", key: "percentile", width: "5.5rem", number: true, least: 520, when: has("percentile"), cell: (photo) => (photo.percentile === null ? "\u2013" : percentileText(photo.percentile)) },
-    { label: "Stars", width: "5.6rem", least: 620, when: has("stars"), cell: (photo) => (photo.stars === null ? "\u2013" : make("span", { class: "signs", role: "img", "aria-label": starWords(photo.stars), text: starSigns(photo.stars) })) },
-    { label: "Spread", key: "spread", width: "4.5rem", number: true, least: 860, when: has("spread"), cell: (photo) => fixed(photo.spread, 2) },
-    { label: "Unlike", key: "unlike", width: "5rem", number: true, least: 940, when: has("unlike"), cell: (photo) => (photo.unlike === null ? "\u2013" : photo.outside ? make("span", { class: "badge warn", title: "Outside what the pool shows", text: photo.unlike_text }) : photo.unlike_text) },
-    { label: "Sharpness", key: "sharpness", width: "5.5rem", number: true, least: 1020, when: has("sharpness"), cell: (photo) => fixed(photo.sharpness, 0) },
-    { label: "Burst", key: "burst", width: "11.5rem", least: 1120, when: bursts.size > 0, cell: (photo) => (photo.burst ? make("span", { class: `badge${photo.burst.keep ? " keep" : ""}`, text: burstWords(photo.burst) }) : "") },
+    {
+      label: "Name", key: "name", width: "minmax(7rem, 2fr)",
+      cell: (photo) => make(
+        "a", { class: "open", href: `#photo-${photo.place}`, title: photo.path },
+        make("bdi", { text: photo.name }), extraWords(photo)
+      )
+    },
+    {
+      label: "Score", key: "score", width: "4rem", number: true,
+      cell: (photo) => make("b", { text: photo.score.toFixed(2) })
+    },
+    {
+      label: `${report.coverage} interval`, key: "width", width: "minmax(7rem, 1fr)", least: 760,
+      when: has("width"),
+      cell: (photo) => make(
+        "span", {},
+        photo.width === null ? "\u2013" : `${fixed(photo.low, 2)} to ${fixed(photo.high, 2)}`,
+        strip(photo)
+      )
+    },
+    {
+      label: "Percentile", key: "percentile", width: "5.5rem", number: true, least: 520,
+      when: has("percentile"),
+      cell: (photo) => (photo.percentile === null ? "\u2013" : percentileText(photo.percentile))
+    },
+    {
+      label: "Stars", width: "5.6rem", least: 620, when: has("stars"),
+      cell: (photo) => (photo.stars === null ? "\u2013" : make("span", {
+        class: "signs", role: "img", "aria-label": starWords(photo.stars),
+        text: starSigns(photo.stars)
+      }))
+    },
+    {
+      label: "Spread", key: "spread", width: "4.5rem", number: true, least: 860,
+      when: has("spread"), cell: (photo) => fixed(photo.spread, 2)
+    },
+    {
+      label: "Unlike", key: "unlike", width: "5rem", number: true, least: 940, when: has("unlike"),
+      cell: (photo) => (
+        photo.unlike === null ? "\u2013" : photo.outside ? make("span", {
+          class: "badge warn", title: "Outside what the pool shows", text: photo.unlike_text
+        }) : photo.unlike_text
+      )
+    },
+    {
+      label: "Sharpness", key: "sharpness", width: "5.5rem", number: true, least: 1020,
+      when: has("sharpness"), cell: (photo) => fixed(photo.sharpness, 0)
+    },
+    {
+      label: "Burst", key: "burst", width: "11.5rem", least: 1120, when: bursts.size > 0,
+      cell: (photo) => (
+        photo.burst ? make("span", {
+          class: `badge${photo.burst.keep ? " keep" : ""}`, text: burstWords(photo.burst)
+        }) : ""
+      )
+    },
     { label: "", width: "2rem", cell: (photo) => markButton(photo) },
   ].filter(({ when }) => when === undefined || when);
   let columns = COLUMNS;
 
   function row(photo) {
-    return make("div", { class: "row", role: "row" }, ...columns.map(({ cell, number }) => make("span", { class: `cell${number ? " number" : ""}`, role: "cell" }, cell(photo))));
+    return make(
+      "div", { class: "row", role: "row" },
+      ...columns.map(({ cell, number }) => make(
+        "span", { class: `cell${number ? " number" : ""}`, role: "cell" }, cell(photo)
+      ))
+    );
   }
 
   function rowHead() {
     return make("div", { class: "row-head", id: "row-head", role: "row" }, ...columns.map(({ label, key, number }) => {
       const sortable = key && SORTS.some((sort) => sort.key === key), now = sortable && view.sort === key;
-      const cell = make("span", { class: `cell${number ? " number" : ""}`, role: "columnheader", "aria-sort": now ? (view.descending ? "descending" : "ascending") : null });
-      if (sortable) cell.append(make("button", { type: "button", text: label + (now ? (view.descending ? " ↓" : " ↑") : ""), on: { click: () => { setSort(key, now ? !view.descending : key !== "name" && key !== "burst"); byId("row-head").querySelector("[aria-sort] button")?.focus(); } } }));
+      const cell = make("span", {
+        class: `cell${number ? " number" : ""}`, role: "columnheader",
+        "aria-sort": now ? (view.descending ? "descending" : "ascending") : null
+      });
+      if (sortable) cell.append(make("button", {
+        type: "button", text: label + (now ? (view.descending ? " ↓" : " ↑") : ""),
+        on: {
+          click: () => {
+            setSort(key, now ? !view.descending : key !== "name" && key !== "burst");
+            byId("row-head").querySelector("[aria-sort] button")?.focus();
+          }
+        }
+      }));
       else cell.append(make("span", { class: "only-read", text: label || "Picture or mark" }), label);
       return cell;
     }));
@@ -641,7 +864,8 @@
       list.style.setProperty("--columns", columns.map((column) => column.width).join(" "));
       grid = { columns: 1, width, step: 4.2 * rem, height: 4.2 * rem, gap: 0 };
     } else {
-      const gap = 0.8 * rem, least = Math.min((view.size * rem) / 16, (width - gap) / 2); // two beside each other on a telephone
+      // two beside each other on a telephone
+      const gap = 0.8 * rem, least = Math.min((view.size * rem) / 16, (width - gap) / 2);
       const count = Math.max(1, Math.floor((width + gap) / (least + gap)));
       const each = Math.floor((width - gap * (count - 1)) / count), height = Math.round(each * 0.72 + 4.95 * rem);
       grid = { columns: count, width: each, height, step: height + gap, gap, frame: Math.round(each * 0.72) };
@@ -733,8 +957,12 @@
     const wanted = view.order.map((photo) => {
       if (!cards.has(photo)) {
         const heading = make("h3", { class: "headed", id: `card-${photo.place}` });
-        cards.set(photo, make("article", { class: "card", "aria-labelledby": heading.id }, face(photo, heading, photos.length > 1),
-          make("details", { class: "moved", open: photos.length <= 20 }, make("summary", {}, make("h4", { text: "What moved this score" })), partsTable(photo)),
+        cards.set(photo, make("article", { class: "card", "aria-labelledby": heading.id },
+          face(photo, heading, photos.length > 1),
+          make(
+            "details", { class: "moved", open: photos.length <= 20 },
+            make("summary", {}, make("h4", { text: "What moved this score" })), partsTable(photo)
+          ),
           photo.signals ? technical(photo.signals) : null));
       }
       return cards.get(photo);
@@ -751,7 +979,9 @@
     list.hidden = layout === "full";
     full.hidden = layout !== "full";
     if (byId("size-field")) byId("size-field").hidden = layout !== "grid";
-    for (const button of document.querySelectorAll("#views button")) button.setAttribute("aria-pressed", String(button.dataset.layout === layout));
+    for (const button of document.querySelectorAll("#views button")) {
+      button.setAttribute("aria-pressed", String(button.dataset.layout === layout));
+    }
     paint(true);
   }
 
@@ -765,13 +995,16 @@
       return;
     }
     const bar = document.querySelector(".bar"), head = byId("row-head");
-    const covered = (bar && getComputedStyle(bar).position === "sticky" ? bar.offsetHeight : 0) + (head ? head.offsetHeight : 0) + 8;
+    const sticks = bar && getComputedStyle(bar).position === "sticky";
+    const covered = (sticks ? bar.offsetHeight : 0) + (head ? head.offsetHeight : 0) + 8;
     const top = sheet.getBoundingClientRect().top + Math.floor(place / grid.columns) * grid.step;
     if (top < covered) window.scrollBy({ top: top - covered, behavior: "instant" });
-    else if (top + grid.height > window.innerHeight - 8) window.scrollBy({ top: top + grid.height - window.innerHeight + 8, behavior: "instant" });
+    const below = top + grid.height - (window.innerHeight - 8);
+    if (top >= covered && below > 0) window.scrollBy({ top: below, behavior: "instant" });
     paint(false);
     if (!cells.get(photo)?.isConnected) { // beyond what is in view after all
-      sheet.append(cells.get(photo) || (cells.set(photo, view.layout === "table" ? row(photo) : tile(photo)), cells.get(photo)));
+      if (!cells.has(photo)) cells.set(photo, view.layout === "table" ? row(photo) : tile(photo));
+      sheet.append(cells.get(photo));
       dressCell(cells.get(photo), photo, place);
     }
     cells.get(photo).querySelector(".open").focus({ preventScroll: true });
@@ -842,7 +1075,8 @@
       event.preventDefault();
       closeOne(name);
     });
-    dialog.addEventListener("close", () => { // told later: by then the address leads elsewhere, unless the browser closed it
+    // told later: by then the address leads elsewhere, unless the browser closed it
+    dialog.addEventListener("close", () => {
       if (!dialog.open && location.hash.startsWith(`#${name}-`)) leave(false);
     });
     dialog.addEventListener("click", (event) => {
@@ -854,7 +1088,8 @@
     });
   }
 
-  dialogs.photo.addEventListener("click", (event) => { // among a burst: closing leads to the list, not to each photo seen
+  // among a burst: closing leads to the list, not to each photo seen
+  dialogs.photo.addEventListener("click", (event) => {
     const link = event.target.closest(".film a");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
@@ -882,9 +1117,14 @@
       make("section", { class: "block" }, make("h3", { text: "What moved this score" }), partsTable(photo)),
       ...(photo.signals ? [technical(photo.signals)] : []),
       make("section", { class: "block" }, make("p", { class: "soft" }, "File: ", photo.file
-        ? make("a", { href: photo.file, target: "_blank", rel: "noopener noreferrer", title: "Open the photo itself" }, make("bdi", { text: photo.path }))
+        ? make(
+          "a",
+          { href: photo.file, target: "_blank", rel: "noopener noreferrer", title: "Open the photo itself" },
+          make("bdi", { text: photo.path })
+        )
         : make("bdi", { text: photo.path }))));
-    dialogs.photo.querySelector(".where").textContent = photos.length > 1 ? `${whole(place + 1)} of ${whole(order.length)}${order.length < photos.length ? " shown" : ""}` : "";
+    const where = `${whole(place + 1)} of ${whole(order.length)}${order.length < photos.length ? " shown" : ""}`;
+    dialogs.photo.querySelector(".where").textContent = photos.length > 1 ? where : "";
     dialogs.photo.querySelector('[data-do="previous"]').disabled = place === 0;
     dialogs.photo.querySelector('[data-do="next"]').disabled = place === order.length - 1;
     const mark = dialogs.photo.querySelector('[data-do="mark"]');
@@ -895,12 +1135,21 @@
   }
 
   function film(photo, members) {
-    return make("section", { class: "block" }, make("h3", { text: `Burst ${photo.burst.number}: ${members.length} photos` }),
+    return make("section", { class: "block" },
+      make("h3", { text: `Burst ${photo.burst.number}: ${members.length} photos` }),
       make("div", { class: "film" }, ...members.map((member) =>
         make("a", { href: `#photo-${member.place}`, "aria-current": member === photo ? "true" : null }, picture(member),
-          make("span", { class: "words" }, make("b", { text: member.score.toFixed(2) }), member.burst.rank === null ? "" : `  ${member.burst.rank} of ${members.length}${member.burst.keep ? ", keep" : ""}`, make("span", { class: "name" }, make("bdi", { text: member.name })))))),
-      make("p", { class: "note" }, "Which are worth keeping is advice; nothing was moved or removed.", ...(members[0] !== photo
-        ? [" ", make("a", { href: `#compare-${members[0].place}-${photo.place}`, text: "Compare this photo with the first of the burst" })] : [])));
+          make(
+            "span", { class: "words" }, make("b", { text: member.score.toFixed(2) }),
+            member.burst.rank === null ? "" : ` ${member.burst.rank} of ${members.length}`,
+            member.burst.keep ? ", keep" : "",
+            make("span", { class: "name" }, make("bdi", { text: member.name }))
+          )))),
+      make("p", { class: "note" },
+        "Which are worth keeping is advice; nothing was moved or removed.",
+        ...(members[0] === photo ? [] : [" ", make("a", {
+          href: `#compare-${members[0].place}-${photo.place}`, text: "Compare this photo with the first of the burst"
+        })])));
   }
 
   function actPhoto(todo) {
@@ -933,8 +1182,15 @@
     tray.hidden = view.marks.length === 0;
     tray.replaceChildren(
       ...view.marks.map((photo) => make("span", { class: "one" }, picture(photo), named(photo.name, "name"),
-        make("button", { type: "button", class: "square", text: "×", "aria-label": `Take ${photo.name} out of the comparison`, on: { click: () => toggleMark(photo) } }))),
-      make("button", { type: "button", class: "primary", text: view.marks.length < 2 ? "Mark one more" : "Compare", disabled: view.marks.length < 2, on: { click: compareMarked } }));
+        make("button", {
+          type: "button", class: "square", text: "×",
+          "aria-label": `Take ${photo.name} out of the comparison`,
+          on: { click: () => toggleMark(photo) }
+        }))),
+      make("button", {
+        type: "button", class: "primary", text: view.marks.length < 2 ? "Mark one more" : "Compare",
+        disabled: view.marks.length < 2, on: { click: compareMarked }
+      }));
     if (focus) (tray.querySelector("button:not(:disabled)") || byId("sort") || document.body).focus();
   }
 
@@ -944,22 +1200,34 @@
 
   /** What the two scores say, and what they do not. */
   function verdict(a, b) {
-    const said = [];
+    const said = [], who = report.own ? "you" : "a large panel";
     const gap = Number(a.score.toFixed(2)) - Number(b.score.toFixed(2)), [high, low] = gap >= 0 ? [a, b] : [b, a];
     const name = (photo) => make("bdi", { text: photo.name });
     if (Math.abs(gap) < 0.005) said.push(make("p", {}, "Both have the same score."));
     else said.push(make("p", {}, name(high), ` scores ${Math.abs(gap).toFixed(2)} higher than `, name(low), "."));
-    if (a.width === null || b.width === null) said.push(make("p", { text: "There are no intervals for both, so nothing is known of how sure that is." }));
+    if (a.width === null || b.width === null) said.push(make("p", {
+      text: "There are no intervals for both, so nothing is known of how sure that is."
+    }));
     else {
       const from = Math.max(a.low, b.low), to = Math.min(a.high, b.high);
-      if (to < from) said.push(make("p", { text: `Their ${report.coverage} intervals do not overlap: ${report.own ? "you" : "a large panel"} would most likely put them in this order too.` }));
+      if (to < from) said.push(make("p", {
+        text: `Their ${report.coverage} intervals do not overlap: ${who} would most likely put them in this order too.`
+      }));
       else {
         const within = low.high >= high.score || high.low <= low.score;
-        said.push(make("p", { text: `Their ${report.coverage} intervals overlap, from ${from.toFixed(2)} to ${to.toFixed(2)}: ` + (within ? `${report.own ? "you" : "a large panel"} could well prefer either.` : "this order is likely, but not sure.") }));
+        said.push(make("p", {
+          text: `Their ${report.coverage} intervals overlap, from ${from.toFixed(2)} to ${to.toFixed(2)}: ` + (
+            within ? `${who} could well prefer either.` : "this order is likely, but not sure."
+          )
+        }));
       }
     }
-    for (const photo of [a, b]) if (photo.outside) said.push(make("p", {}, name(photo), " is outside what the pool shows: trust no comparison with it."));
-    if (a.burst && b.burst && a.burst.number === b.burst.number) said.push(make("p", { text: `Both are of burst ${a.burst.number}.` }));
+    for (const photo of [a, b]) if (photo.outside) said.push(make(
+      "p", {}, name(photo), " is outside what the pool shows: trust no comparison with it."
+    ));
+    if (a.burst && b.burst && a.burst.number === b.burst.number) said.push(make("p", {
+      text: `Both are of burst ${a.burst.number}.`
+    }));
     return make("div", { class: "verdict" }, ...said);
   }
 
@@ -975,23 +1243,45 @@
       make("td", { class: "number", text: difference === null ? "" : signed(difference) }));
     const adds = (map, number) => (map.has(number) ? signed(map.get(number)) : "\u2013");
     const soft = (text) => make("span", { class: "soft", text });
-    return make("section", { class: "block" }, make("h3", { text: "What makes the difference" }), make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "What makes the difference" },
+    return make("section", { class: "block" },
+      make("h3", { text: "What makes the difference" }),
+      make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "What makes the difference" },
       make("table", { class: "parts" },
-        make("thead", {}, make("tr", {}, make("th", { scope: "col", text: "Part" }), make("th", { scope: "col", class: "number", text: "Left" }), make("th", { scope: "col", class: "number", text: "Right" }),
-          make("th", { scope: "col", class: "direction" }, make("span", { class: "only-read", text: "Direction" })), make("th", { scope: "col", class: "number", text: "Left \u2212 right" }))),
+        make("thead", {},
+          make("tr", {},
+            make("th", { scope: "col", text: "Part" }),
+            make("th", { scope: "col", class: "number", text: "Left" }),
+            make("th", { scope: "col", class: "number", text: "Right" }),
+            make("th", { scope: "col", class: "direction" }, make("span", { class: "only-read", text: "Direction" })),
+            make("th", { scope: "col", class: "number", text: "Left \u2212 right" }))),
         make("tbody", {}, line(["Base"], a.base.toFixed(3), b.base.toFixed(3), null),
           line(["Own ", soft("what the photo itself adds")], signed(a.own), signed(b.own), a.own - b.own),
-          ...numbers.map((number) => line([referenceCell(report.pool[number], null)], adds(ofA, number), adds(ofB, number), gap(number))),
-          ...(numbers.length || Math.abs(a.rest) >= 5e-4 || Math.abs(b.rest) >= 5e-4 ? [line(["Rest"], signed(a.rest), signed(b.rest), a.rest - b.rest)] : [])),
+          ...numbers.map((number) => line(
+            [referenceCell(report.pool[number], null)], adds(ofA, number), adds(ofB, number),
+            gap(number)
+          )),
+          ...(
+            numbers.length || Math.abs(a.rest) >= 5e-4 || Math.abs(b.rest) >= 5e-4 ? [
+              line(["Rest"], signed(a.rest), signed(b.rest), a.rest - b.rest)
+            ] : []
+          )),
         make("tfoot", {}, line(["Score"], a.score.toFixed(3), b.score.toFixed(3), a.score - b.score, false)))),
-      numbers.length ? make("p", { class: "note", text: "\u2013: not among the references listed for that photo; what it adds there is part of the rest." }) : null);
+      numbers.length ? make("p", {
+        class: "note",
+        text: "\u2013: not among the references listed for that photo; what it adds there is part of the rest."
+      }) : null);
   }
 
   function openCompare(a, b) {
     shownPair = [a, b];
     const side = (photo, id) => face(photo, make("h3", { class: "headed", id }), true);
-    const technicals = a.signals && b.signals ? make("div", { class: "pair" }, technical(a.signals), technical(b.signals)) : null;
-    dialogs.compare.querySelector(".dialog-body").replaceChildren(verdict(a, b), make("div", { class: "pair" }, side(a, "left-name"), side(b, "right-name")), partsOfBoth(a, b), ...(technicals ? [technicals] : []));
+    const technicals = a.signals && b.signals ? make(
+      "div", { class: "pair" }, technical(a.signals), technical(b.signals)
+    ) : null;
+    dialogs.compare.querySelector(".dialog-body").replaceChildren(
+      verdict(a, b), make("div", { class: "pair" }, side(a, "left-name"), side(b, "right-name")),
+      partsOfBoth(a, b), ...(technicals ? [technicals] : [])
+    );
     const order = around(b).filter((photo) => photo !== a), place = order.indexOf(b);
     dialogs.compare.querySelector('[data-do="previous"]').disabled = place <= 0;
     dialogs.compare.querySelector('[data-do="next"]').disabled = place === order.length - 1;
@@ -1048,16 +1338,21 @@
   }
 
   function keyInList(event) {
-    const inList = sheet.contains(event.target) || full.contains(event.target), nowhere = event.target === document.body;
+    const inList = sheet.contains(event.target) || full.contains(event.target),
+      nowhere = event.target === document.body;
     const across = view.layout === "grid" ? 1 : 0, down = view.layout === "grid" ? grid.columns : 1;
     const page = Math.max(1, Math.floor(window.innerHeight / grid.step) - 1) * down;
-    const jump = { ArrowLeft: -across, ArrowRight: across, ArrowUp: -down, ArrowDown: down, PageUp: -page, PageDown: page, Home: -Infinity, End: Infinity }[event.key];
+    const jump = {
+      ArrowLeft: -across, ArrowRight: across, ArrowUp: -down, ArrowDown: down, PageUp: -page,
+      PageDown: page, Home: -Infinity, End: Infinity
+    }[event.key];
     if (jump !== undefined && photos.length > 1) {
       if (nowhere && jump && Math.abs(jump) === 1 && across) return focusOn(view.active), true;
       if (!inList || (jump === 0) || event.target.closest("details")) return false;
       const place = view.order.indexOf(view.active), lastPlace = view.order.length - 1;
       const to = Math.min(lastPlace, Math.max(0, place + jump));
-      if (Math.abs(jump) > 1 && Number.isFinite(jump) && place + jump > lastPlace && Math.floor(place / down) === Math.floor(lastPlace / down)) return true; // there is no row below
+      const leaves = Number.isFinite(jump) && Math.abs(jump) > 1 && place + jump > lastPlace;
+      if (leaves && Math.floor(place / down) === Math.floor(lastPlace / down)) return true; // there is no row below
       if (Number.isFinite(jump) && place + jump < 0 && jump !== -page) return true;
       focusOn(view.order[to]);
       return true;
@@ -1127,9 +1422,14 @@
   byId("app").hidden = false;
   if (photos.length > 1) {
     byId("sort").append(...SORTS.map(({ key, label }) => make("option", { value: key, text: label })));
-    byId("sort").addEventListener("change", (event) => setSort(event.target.value, !["name", "burst"].includes(event.target.value)));
+    byId("sort").addEventListener("change", (event) => setSort(
+      event.target.value, !["name", "burst"].includes(event.target.value)
+    ));
     byId("direction").addEventListener("click", () => setSort(view.sort, !view.descending));
-    byId("search").addEventListener("input", (event) => { view.search = event.target.value.trim().toLocaleLowerCase(); apply(); });
+    byId("search").addEventListener("input", (event) => {
+      view.search = event.target.value.trim().toLocaleLowerCase();
+      apply();
+    });
     byId("filter").addEventListener("click", () => {
       const open = byId("filters").hidden;
       byId("filters").hidden = !open;
@@ -1141,15 +1441,24 @@
     byId("copy").addEventListener("click", copyList);
     byId("save").addEventListener("click", saveList);
     byId("keys").addEventListener("click", help);
-    byId("size").addEventListener("input", (event) => { view.size = event.target.valueAsNumber; cells.size && paint(true); });
+    byId("size").addEventListener("input", (event) => {
+      view.size = event.target.valueAsNumber;
+      cells.size && paint(true);
+    });
     const layouts = { grid: "Grid", table: "Table", ...(photos.length <= report.full ? { full: "Full" } : {}) };
     for (const [layout, text] of Object.entries(layouts)) {
-      byId("views").append(make("button", { type: "button", "data-layout": layout, text, on: { click: () => setLayout(layout) } }));
+      byId("views").append(make("button", {
+        type: "button", "data-layout": layout, text, on: { click: () => setLayout(layout) }
+      }));
     }
     buildHistograms();
     showFilters();
     const bar = document.querySelector(".bar");
-    new ResizeObserver(() => { byId("app").style.setProperty("--covered", getComputedStyle(bar).position === "sticky" ? `${bar.offsetHeight}px` : "0"); }).observe(bar);
+    new ResizeObserver(() => {
+      byId("app").style.setProperty(
+        "--covered", getComputedStyle(bar).position === "sticky" ? `${bar.offsetHeight}px` : "0"
+      );
+    }).observe(bar);
   }
   history.replaceState({ milnet: 0 }, "");
   setLayout(view.layout);
