@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import made
 from milnet.errors import ArtifactError, UsageError
 from milnet.extraction import Extractor, Preprocess
-from milnet.features import Features, load_feature_set, same_pixels, take_rows
+from milnet.features import Features, load_feature_set, same_pixels, take_rows, torch_threads
 from milnet.storing import extract
 
 pytestmark = made.needs_timm
@@ -162,3 +164,30 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
 def test_preprocess_is_checked(size: int, multiple: int) -> None:
     with pytest.raises(UsageError, match="size >= multiple"):
         Preprocess(size=size, multiple=multiple)
+
+
+def test_batches_that_pass_side_by_side(tmp_path: Path) -> None:
+    """Several threads, each with a replica on the same weights: every photo has its own numbers, bit for bit."""
+    by = extractor(batch=2, workers=2)
+    photos = [(i, np.asarray(made.photo(i, *[(96, 72), (72, 96), (64, 64)][i % 3]))) for i in range(60)]
+    alone = {r.key: r.features for group in by._batches(photos) for r in by.forward(group[1])}  # type: ignore[arg-type]
+    with torch_threads(4):  # as on a machine with four cores
+        for _ in range(3):
+            found = {r.key: r.features for r in by.stream(photos)}
+            assert sorted(found) == list(range(60))
+            for key, features in found.items():
+                np.testing.assert_allclose(features, alone[key], atol=1e-5)
+        assert torch.get_num_threads() == 4
+    replica = by.backbone.replica()
+    assert replica is not by.backbone
+    assert {p.data_ptr() for p in replica.parameters()} == {p.data_ptr() for p in by.backbone.parameters()}
+
+
+def test_one_backbone_in_several_threads() -> None:
+    """What reads the maps of one pass never reads those of another."""
+    backbone = extractor().backbone
+    inputs = [torch.full((1, 3, 64, 64), 3 * i, dtype=torch.uint8) for i in range(24)]
+    expected = [backbone(x) for x in inputs]
+    with ThreadPoolExecutor(4) as executor:
+        for a, b in zip(executor.map(backbone, inputs * 3), expected * 3, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

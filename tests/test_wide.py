@@ -86,8 +86,10 @@ def test_many_sizes_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.M
     photos = [(i, np.asarray(made.photo(i, *size))) for i, size in enumerate(sizes)]
     passes: list[int] = []
     whole = extractor(batch=4)
-    forward = whole._forward
-    monkeypatch.setattr(Extractor, "_forward", lambda self, group: (passes.append(len(group)), forward(group))[1])
+    forward = whole.forward
+    monkeypatch.setattr(
+        Extractor, "forward", lambda self, group, network=None: (passes.append(len(group)), forward(group, network))[1]
+    )
     assert sorted(r.key for r in whole.stream(photos)) == list(range(20))
     assert len(passes) == 20  # each went alone, padded
 

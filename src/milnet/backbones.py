@@ -16,7 +16,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -59,6 +61,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.weights = name, weights
+        self._alone = Lock()  # one pass at a time: what reads the maps is hung into the network for the pass
         self.network = network.eval().requires_grad_(False)
         self.digest = digest_state(network.state_dict())
         self.native_size = int(config["input_size"][-1])
@@ -93,6 +96,7 @@ class Backbone(nn.Module):
                 return lambda _module, inputs: found.__setitem__(tap, read(inputs[0]))
             return lambda _module, _inputs, output: found.__setitem__(tap, read(output))
 
+        self._alone.acquire()
         try:
             for tap in self.taps:
                 module = self.network.get_submodule(tap.module)
@@ -115,7 +119,14 @@ class Backbone(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
+            self._alone.release()
         return [found[tap] for tap in self.taps], features, last.flatten(1)
+
+    def replica(self) -> Backbone:
+        """The same network on the same weights, for another thread to pass photos through at the same time."""
+        with self._alone:
+            shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+            return deepcopy(self, {**shared, id(self._alone): Lock()})
 
     def _measure(self, example: Tensor, taps_with_last: bool) -> None:
         """The column ranges and the channels of wide maps, found by passing one picture."""
