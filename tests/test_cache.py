@@ -246,6 +246,15 @@ def test_another_model_on_the_same_backbone_needs_no_pass(place: Path, photos: l
     assert {score.model for score in found.scores} == {two.digest}
 
 
+def test_a_score_of_another_version_is_made_again(place: Path, photos: list[Path], cache: Cache) -> None:
+    scorer = Scorer.load(place / "one", workers=0)
+    expected = score_files(scorer, photos, cache).scores
+    cache._execute('UPDATE scores SET score = replace(score, \'"milnet": "\', \'"milnet": "older\')')
+    assert score_files(scorer, photos, cache).forward == 0  # of the numbers that are there
+    known = cache.score(next(iter(cache.contents(photos[:1]))).digest, scorer.digest)
+    assert known is not None and known["milnet"] == expected[0].milnet
+
+
 def test_copies_go_through_once(place: Path, photos: list[Path], cache: Cache) -> None:
     copies = []
     for i in range(3):

@@ -35,6 +35,7 @@ from milnet.report import Figures, check_report, shown, signed, write_report
 from milnet.scoring import Failure, Reference, Score, Scorer, ranked
 from milnet.signals import Signals
 from milnet.splits import Split
+from milnet.taste import fit_taste
 from milnet.version import __version__
 
 VOID = {"meta", "img", "br", "input"}
@@ -346,10 +347,17 @@ def test_a_model_that_was_not_calibrated(models: dict[str, Model], tmp_path: Pat
 
 def test_a_model_of_ones_own_taste(models: dict[str, Model], tmp_path: Path) -> None:
     """It has no spread, and says what the reader would say."""
-    by = scorer(models["votes"])
-    scores = [replace(score, spread=None) for score in scored(by, ["a.jpg", "b.jpg"])]
+    features, some = made.features(TABLE), np.arange(20)
+    taste = fit_taste(
+        models["votes"], features.nodes[some], features.semantic[some], [features.pixels[i] for i in some],
+        [f"mine{i}" for i in some], np.arange(20) % 5 + 1.0,
+    )  # fmt: skip
+    by = scorer(models["votes"], taste=taste)
+    scores = scored(by, ["a.jpg", "b.jpg"])
     page = written(tmp_path / "r.html", scores, [], scorer=by)
     assert "What you would say about these photos" in page.text
+    assert "the 20 photos you rated" in page.text and "the rest of the pool (12 photos)" in str(page.data)
+    assert all(one["name"].startswith("mine") for one in page.data["pool"])
     assert "predicted from your own ratings" in page.text
     assert "a large panel" not in page.text and "viewers will disagree" not in page.text
     assert page.data["own"] is True and page.data["photos"][0]["spread"] is None

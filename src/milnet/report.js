@@ -85,6 +85,7 @@
   const report = JSON.parse(byId("report-data").textContent);
   const { photos, values } = report;
   const first = values[0], last = values[values.length - 1];
+  const OWN = report.own ? "what people in general say of it, on your scale" : "what the photo itself adds";
   photos.forEach((photo, index) => {
     photo.index = index;
     photo.place = index + 1; // 1 = the highest score; also the number in the address
@@ -320,10 +321,10 @@
     const rows = [
       plain(
         "Base",
-        report.own ? "the mean rating of the photos it learned from" : "the mean vote of the photos it learned from",
+        report.own ? "the mean of your ratings" : "the mean vote of the photos it learned from",
         photo.base.toFixed(3), null
       ),
-      plain("Own", "what the photo itself adds", signed(photo.own), signedBar(photo.own, largest)),
+      plain("Own", OWN, signed(photo.own), signedBar(photo.own, largest)),
       ...photo.references.map(([number, likeness, adds]) => {
         const reference = report.pool[number], mean = fixed(meanVote(reference), 2);
         return make("tr", {},
@@ -1255,7 +1256,7 @@
             make("th", { scope: "col", class: "direction" }, make("span", { class: "only-read", text: "Direction" })),
             make("th", { scope: "col", class: "number", text: "Left \u2212 right" }))),
         make("tbody", {}, line(["Base"], a.base.toFixed(3), b.base.toFixed(3), null),
-          line(["Own ", soft("what the photo itself adds")], signed(a.own), signed(b.own), a.own - b.own),
+          line(["Own ", soft(OWN)], signed(a.own), signed(b.own), a.own - b.own),
           ...numbers.map((number) => line(
             [referenceCell(report.pool[number], null)], adds(ofA, number), adds(ofB, number),
             gap(number)

@@ -104,9 +104,9 @@ def write_report(
     can still be read, pool photos where `milnet pool images` found them and they have not changed since.
     """
     ordered = sorted(scores, key=lambda score: (-score.score, score.photo))
-    model, count = scorer.model, len(ordered)
+    rated, count = scorer.pool, len(ordered)
     places, note = _known_places()
-    pool = _Pool(ordered, dict(zip(model.pool.ids, model.pool.pixels, strict=True)), places)
+    pool = _Pool(ordered, dict(zip(rated.ids, rated.pixels, strict=True)), places)
     photos = list(_photos(ordered, scorer, pool, path))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -120,12 +120,12 @@ def write_report(
     now = datetime.now().astimezone()
     script = _beside("report.js")
     coverage = f"{COVERAGE:.0%}".replace("%", " %")
-    values = [f"{value:g}" for value in model.values]
-    own = bool(ordered) and all(score.spread is None for score in ordered)  # a model of one person's taste
+    values = [f"{value:g}" for value in scorer.values]
+    own = scorer.taste is not None  # one person's taste
     data = {
         "photos": photos,
         "pool": pool.listed,
-        "values": [float(value) for value in model.values],
+        "values": [float(value) for value in scorer.values],
         "coverage": coverage,
         "unlike": UNLIKE,
         "stars": len(scorer.stars) + 1,
@@ -141,8 +141,8 @@ def write_report(
         introduction=introduction.split("`"),
         values=values,
         own=own,
-        pool_size=len(model.pool),
-        table=model.table_name,
+        pool_size=len(rated),
+        table=scorer.model.table_name,
         stars=[(f"{limit:g}", number) for number, limit in enumerate(scorer.stars, 2)],
         stars_of=_STARS_OF[scorer.stars_of],
         unlike=_share(UNLIKE),
@@ -338,9 +338,8 @@ def _link(photo: Path, report: Path) -> str:
 
 def _rest(score: Score, scorer: Scorer) -> str:
     """What the part `rest` of a score is."""
-    model = scorer.model
-    others = len(model.pool) - len(score.references) if model.recipe.whole else 0
-    if model.recipe.model == "graph":
+    others = len(scorer.pool) - len(score.references) if scorer.whole else 0
+    if not scorer.exact:
         return "not explained by leaving one out"
     return f"the rest of the pool ({others:,} photos)" if others else "the other references"
 

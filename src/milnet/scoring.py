@@ -550,8 +550,10 @@ def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS, stars_of: St
 
 
 def _score_of(data: Mapping[str, Any], photo: str) -> Score | None:
-    """The score of `photo` that `Score.to_json` gave; None for what is no score, which is then made again."""
+    """The score of `photo` that `Score.to_json` gave; None for what is no score of this milnet: it is made again."""
     try:
+        if data["milnet"] != __version__:  # of the same numbers it may make another score
+            return None
         references = tuple(Reference(**{**item, "votes": tuple(item["votes"])}) for item in data["references"])
         return Score(
             **{
