@@ -64,7 +64,7 @@ def main() -> None:
             for model, extra in (("pocket", []), ("standard", ["--weights", options.weights])):
                 for target in (small, large):
                     output = str(Path(folder, "scores.csv"))
-                    took = timed(["score", str(target), "--model", model, *extra, "-o", output])
+                    took = timed(["score", str(target), "--model", model, *extra, "--no-cache", "-o", output])
                     found.setdefault((model, target.name), []).append(took)
     for (model, kind), times in found.items():
         wanted, what = (options.photos, "500x400") if kind == "small" else (options.large, "12-megapixel JPEG")

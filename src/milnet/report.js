@@ -392,7 +392,8 @@
           photo.percentile === null ? null : make("p", {
             class: "rank",
             text: `Percentile ${percentileText(photo.percentile)}: scores higher than `
-              + `${percentileText(photo.percentile)}\u00a0% of the pool\u2019s photos.`
+              + `${percentileText(photo.percentile)}\u00a0% of `
+              + (report.own ? "the photos you rated." : "the pool\u2019s photos.")
           }),
           pills.length ? make("p", { class: "labels" }, ...pills) : null),
         chart(photo)),
