@@ -10,8 +10,7 @@ the same in both. The limits are those of benchmarks/bursts.py, chosen there on 
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from milnet import exif
 from milnet.errors import UsageError
 
 GAP = 30.0  # seconds between a photo and the burst it joins, at most: brackets and series take time, themes minutes
@@ -46,62 +46,29 @@ class Place:
 
 # ---- when ------------------------------------------------------------------------------------------------------------
 
-_EXIF, _ASCII = 0x8769, 2
 _TAKEN = ((0x9003, 0x9291), (0x9004, 0x9292))  # DateTimeOriginal, DateTimeDigitized; each with its SubSecTime
 _DATE = re.compile(r"(\d{4})[:./-](\d\d?)[:./-](\d\d?)[ T](\d\d?):(\d\d?):(\d\d?)(?:\.(\d+))?")
 
 
-def capture_time(exif: bytes) -> float | None:
+def capture_time(data: bytes) -> float | None:
     """When a photo was taken, in seconds, by its EXIF block (TIFF structure, "Exif\\0\\0" before it or not).
 
     DateTimeOriginal, else DateTimeDigitized, with their parts of a second. DateTime is not used: it is when the file
     was last changed. The camera's clock is taken as UTC, so only differences mean something. None if there is no time
     or the block is damaged; never an error.
     """
-    data = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None:
-        return None
-    try:
-        (start,) = struct.unpack_from(order + "I", data, 4)
-        below = dict(_entries(data, order, start)).get(_EXIF)
-        if below is None:
-            return None
-        found = dict(_entries(data, order, struct.unpack_from(order + "I", data, below + 8)[0]))
-    except struct.error:
-        return None
+    found = exif.texts(exif.block(data))
     for tag, fine in _TAKEN:
-        date = _DATE.match(_text(data, order, found.get(tag)))
+        date = _DATE.match(found.get(tag, ""))
         if date is None:
             continue
-        part = re.match(r"\d+", date[7] or _text(data, order, found.get(fine)))
+        part = re.match(r"\d+", date[7] or found.get(fine, ""))
         try:
             moment = datetime(*map(int, date.groups()[:6]), tzinfo=UTC)  # type: ignore[misc, arg-type]
         except ValueError:  # zeros of a clock that was never set, the 31st of February
             continue
         return moment.timestamp() + (float(f"0.{part[0]}") if part else 0.0)
     return None
-
-
-def _entries(data: bytes, order: str, start: int) -> Iterator[tuple[int, int]]:
-    """(tag, position) of the entries of a directory, each 12 bytes. Raises struct.error where it is cut."""
-    (count,) = struct.unpack_from(order + "H", data, start)
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        yield struct.unpack_from(order + "H", data, at)[0], at
-
-
-def _text(data: bytes, order: str, at: int | None) -> str:
-    """The text of the entry at a position; empty if there is none or it is damaged."""
-    if at is None:
-        return ""
-    try:
-        kind, count, offset = struct.unpack_from(order + "HII", data, at + 2)
-    except struct.error:
-        return ""
-    where = at + 8 if count <= 4 else offset
-    if kind != _ASCII or where + count > len(data):  # half a time would be another time
-        return ""
-    return data[where : where + min(count, 64)].decode("latin-1").strip("\0 ")
 
 
 # ---- how alike -------------------------------------------------------------------------------------------------------

@@ -67,12 +67,19 @@ def orientation(exif: bytes) -> int:
     return 1
 
 
-def is_dated(exif: bytes) -> bool:
-    """Whether a block says when the photo was taken (not merely when its file was written)."""
+def texts(exif: bytes) -> dict[int, str]:
+    """The texts of a block's directory for EXIF, by their tags; {} where there is none, or none that can be read."""
     stream = BytesIO(exif)
     for first in _chain(stream):
-        return any(below.text(tag) for below in _at(stream, first.order, first.numbers(EXIF_IFD)[:1]) for tag in _TAKEN)
-    return False
+        for below in _at(stream, first.order, first.numbers(EXIF_IFD)[:1]):
+            return {tag: below.text(tag).decode("latin-1") for tag in below.values if below.text(tag)}
+        break
+    return {}
+
+
+def is_dated(exif: bytes) -> bool:
+    """Whether a block says when the photo was taken (not merely when its file was written)."""
+    return any(tag in _TAKEN for tag in texts(exif))
 
 
 def of_tiff(stream: BinaryIO) -> bytes:
