@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +18,15 @@ THEMES = 15
 
 # Not pytest.importorskip: beside a CPU torch, timm imports only after milnet has helped torchvision.
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs the extra timm")
+
+
+@dataclass(frozen=True)
+class NoBackbone:
+    """In the place of an extractor where features are given and no photo is seen."""
+
+    batch: int = 1
+    look: Any = None
+    config: ClassVar[dict[str, str]] = {}
 
 
 def table(n: int = 90, seed: int = 0, values: int = 5, name: str = "made") -> Table:

@@ -227,14 +227,8 @@ def test_a_mean_that_no_distribution_has(settings: tuple[str, ...], highest: boo
 # ---- as it is shown --------------------------------------------------------------------------------------------------
 
 
-class _NoPhotos:
-    """In the place of an extractor: features are given."""
-
-    batch = 1
-
-
 def scorer_of(model: Model) -> Scorer:
-    return Scorer(model, _NoPhotos(), _NoPhotos(), "digest")  # type: ignore[arg-type]
+    return Scorer(model, made.NoBackbone(), made.NoBackbone(), "digest")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "settings"), [*CASES, ("votes", ("references=8",)), ("votes", ("references=9",))])

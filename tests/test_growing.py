@@ -95,7 +95,7 @@ def part_of(features: FeatureSet, rows: NDArray[np.int64], pixels: Callable[[int
 
 
 def scores(model: Model, rows: NDArray[np.int64] = TEST) -> list[Score]:
-    scorer = Scorer(model, None, None, "digest")  # type: ignore[arg-type]  # no photo is seen
+    scorer = Scorer(model, made.NoBackbone(), made.NoBackbone(), "digest")  # type: ignore[arg-type]  # no photo is seen
     return scorer.score_features(
         FEATURES.nodes[rows], FEATURES.semantic[rows].astype(np.float32), photos=[TABLE.ids[row] for row in rows]
     )

@@ -188,11 +188,16 @@ def open_cache(context: Context, output: Path | None, *, no_cache: bool) -> Cach
 
     if not no_cache:
         try:
-            return Cache(cache_file())
-        except ArtifactError as error:
-            if cache_file().exists():
-                raise
+            path = cache_file()
+        except UsageError as error:  # a user without a home
             context.warn(f"no cache: {error}")
+        else:
+            try:
+                return Cache(path)
+            except ArtifactError as error:
+                if path.exists():
+                    raise
+                context.warn(f"no cache: {error}")
     return None if output is None else Cache(output.with_name(output.name + ".journal"))
 
 
