@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,6 @@ def test_what_was_put_is_there(tmp_path: Path) -> None:
     cache.put_features("c", "b", Kept(numbers, "pixels", notes))
     cache.put_features("c", "wide", Kept(None, "pixels", {}))
     cache.put_score("c", "m", {"score": 0.1 + 0.2})
-    cache.commit()
     cache.put_score("d", "m", {"score": 1})  # closing commits, too
     cache.close()
     cache = Cache(path)
@@ -108,7 +108,6 @@ def test_pruning(cache: Cache, tmp_path: Path) -> None:
         cache.put_features(digest, "b", Kept(None, "", {}))
         for model in ("m1", "m2"):
             cache.put_score(digest, model, {})
-    cache.commit()
     photos[0].unlink()
     shutil.copy(photos[1], tmp_path / "copy")
     contents(cache, tmp_path / "copy")
@@ -126,7 +125,46 @@ def test_pruning(cache: Cache, tmp_path: Path) -> None:
     cache._execute("UPDATE features SET used = used - 10")
     assert cache.features(digests[2], "b") is not None  # looked at today
     assert cache.prune(unused=10) == {"files": 0, "features": 0, "scores": 0}
-    assert cache.prune(unused=9) == {"files": 1, "features": 1, "scores": 1}
+    assert cache.prune(unused=9) == {"files": 0, "features": 1, "scores": 1}
+
+
+def test_many_begin_at_once(tmp_path: Path) -> None:
+    """Processes that find no cache make one together; killed half-way, what is there is no hindrance."""
+    for round_ in range(10):
+        path = tmp_path / str(round_)
+        with ThreadPoolExecutor(4) as executor:
+            assert list(executor.map(lambda _, path=path: bool(Cache(path).rows()), range(4))) == [True] * 4
+
+
+def test_when_it_cannot_be_written_the_work_goes_on(cache: Cache) -> None:
+    cache._database.execute(f"PRAGMA max_page_count = {cache._database.execute('PRAGMA page_count').fetchone()[0] + 2}")
+    for i in range(200):
+        cache.put_features(str(i), "b", Kept(np.zeros(500, np.float32), "", {}))
+    assert "cannot be written (database or disk is full)" in cache.trouble
+    assert cache.features("0", "b") is not None  # what was kept before is there
+    held = Cache(cache.path)
+    held._database.execute("BEGIN IMMEDIATE")
+    cache.trouble = ""
+    cache._database.execute("PRAGMA busy_timeout = 10")
+    cache.put_score("c", "m", {})
+    assert "another program holds it, try again later" in cache.trouble
+    held.close()
+
+
+def test_metadata_alone(cache: Cache, tmp_path: Path) -> None:
+    """A file whose metadata we change stays known; one that somebody else changed meanwhile does not."""
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"pixels")
+    (digest,) = contents(cache, photo)
+    cache.put_score(digest, "m", {"score": 1})
+    with cache.pixels_stay(photo):
+        photo.write_bytes(b"metadata, pixels")
+    (changed,) = contents(cache, photo)
+    assert changed != digest and cache.score(changed, "m") == {"score": 1}
+    photo.write_bytes(b"other pixels")
+    with cache.pixels_stay(photo):
+        photo.write_bytes(b"metadata, other pixels")
+    assert cache.score(contents(cache, photo)[0], "m") is None
 
 
 def test_files_that_are_no_cache(tmp_path: Path) -> None:
@@ -135,7 +173,6 @@ def test_files_that_are_no_cache(tmp_path: Path) -> None:
         Cache(tmp_path / "text")
     other = sqlite3.connect(tmp_path / "other")
     other.execute("CREATE TABLE accounts (name TEXT)")
-    other.commit()
     other.close()
     with pytest.raises(ArtifactError, match="is no cache of this milnet"):
         Cache(tmp_path / "other")
@@ -157,12 +194,10 @@ def test_a_damaged_entry_is_made_again(cache: Cache) -> None:
 
 
 def test_two_processes_may_use_it_at_once(cache: Cache) -> None:
+    """What one has put the other sees at once; nobody waits."""
     other = Cache(cache.path)
     cache.put_score("c", "m", {"score": 1})
-    assert other.score("c", "m") is None
-    cache.commit()
     other.put_score("d", "m", {"score": 2})
-    other.commit()
     assert other.score("c", "m") == {"score": 1} and cache.score("d", "m") == {"score": 2}
     other.close()
 
@@ -265,6 +300,7 @@ def test_copies_go_through_once(place: Path, photos: list[Path], cache: Cache) -
     assert found.forward == 2
     assert all(replace(score, photo=str(photos[0])) == found.scores[0] for score in found.scores[2:])
     assert [Path(score.photo).name for score in found.scores] == ["n00.png", "n01.png", *(c.name for c in copies)]
+    assert score_files(scorer, [photos[0], photos[0]], cache).scores == score_files(scorer, photos[:1], cache).scores
     bad = [photos[0].with_name(f"bad{i}.png") for i in range(2)]
     for path in bad:
         path.write_bytes(b"no photo")
@@ -289,6 +325,34 @@ def test_whatever_stops_it_what_was_made_is_kept(place: Path, photos: list[Path]
     same(rest.scores, score_files(scorer, photos).scores)
     cache.close()
     reader.close()
+
+
+def test_a_copy_of_a_file_that_goes_has_its_own_chance(place: Path, photos: list[Path], cache: Cache) -> None:
+    copy = photos[0].with_name("copy.png")
+    shutil.copy(photos[0], copy)
+    scorer = Scorer.load(place / "one", workers=0)
+    original = scorer.see
+
+    def see(items: Any) -> Any:
+        def going() -> Any:
+            for key, source in items:
+                photos[0].unlink(missing_ok=True)
+                yield key, source
+
+        yield from original(going())
+
+    scorer.see = see  # type: ignore[method-assign]
+    found = score_files(scorer, [photos[0], copy], cache)
+    assert [failure.photo for failure in found.failures] == [str(photos[0])]
+    assert [score.photo for score in found.scores] == [str(copy)]
+
+
+def test_more_pixels_than_allowed_are_refused_though_they_are_known(
+    place: Path, photos: list[Path], cache: Cache
+) -> None:
+    score_files(Scorer.load(place / "one", workers=0), photos[:2], cache)
+    strict = score_files(Scorer.load(place / "one", workers=0, max_pixels=10), photos[:2], cache)
+    assert (len(strict.failures), strict.scores) == (2, [])
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(place: Path, photos: list[Path], cache: Cache) -> None:

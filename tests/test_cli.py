@@ -168,6 +168,7 @@ def test_score_for_other_programs(place: Path, tmp_path: Path) -> None:
     assert found["forward"] == 0
     for wrong, why in (
         (["--null"], "pass --files"), (["--dry-run"], "pass --xmp"), ([], "which photos"),
+        (["--sidecar", "append"], "pass --xmp"), ([place / "photos", "--files", "--json"], "pass one of them"),
         ([place / "photos", "--stars", "score:a"], "expected limits with commas"),
         ([place / "photos", "--stars", "votes:1"], "expected limits with commas"),
     ):  # fmt: skip
@@ -184,11 +185,12 @@ def test_cache(place: Path, tmp_path: Path) -> None:
     assert (found["files"], found["photos"], list(found["models"].values())) == (60, 60, [60])
     assert "60 photos" in milnet("cache").stdout
     (tmp_path / "in" / "photo000.png").unlink()
-    assert "would forget 1 scores, the numbers of 1 photos" in milnet("cache", "--missing", "--dry-run").stdout
+    assert "would forget 1 scores, features of 1 photos" in milnet("cache", "--missing", "--dry-run").stdout
     assert json.loads(milnet("cache", "--missing", "--json").stdout)["removed"] == {
         "files": 1, "features": 1, "scores": 1,
     }  # fmt: skip
     assert "--all" in milnet("cache", "--dry-run", code=2).stderr
+    assert "no score here is of such a model" in milnet("cache", "--model", "zzz", code=2).stderr
     assert "would forget 59" in milnet("cache", "--all", "--dry-run").stdout
     assert json.loads(milnet("cache", "--json").stdout)["photos"] == 59
     assert "everything forgotten" in milnet("cache", "--all").stdout
@@ -693,7 +695,7 @@ def test_taste_from_stars_in_sidecars(place: Path, tmp_path: Path) -> None:
     photos = sorted((tmp_path / "in").iterdir())
     milnet("score", *photos[:20], "--model", place / "model", "--xmp")
     options = ["taste", tmp_path / "in", "--model", place / "model", "--ratings", "xmp", "-o", tmp_path / "mine"]
-    assert "nothing to learn from" in milnet(*options, code=2).stderr
+    assert "expected 10 to 2,000 rated photos, got 0" in milnet(*options, code=2).stderr
     for i, photo in enumerate(photos[20:50]):
         photo.with_suffix(".xmp").write_text(
             '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'

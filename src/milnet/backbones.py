@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from threading import Lock
@@ -61,6 +62,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.weights = name, weights
+        self._spare: list[Backbone] = []  # replicas that nothing passes through just now
         self._alone = Lock()  # one pass at a time: what reads the maps is hung into the network for the pass
         self.network = network.eval().requires_grad_(False)
         self.digest = digest_state(network.state_dict())
@@ -126,7 +128,19 @@ class Backbone(nn.Module):
         """The same network on the same weights, for another thread to pass photos through at the same time."""
         with self._alone:
             shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-            return deepcopy(self, {**shared, id(self._alone): Lock()})
+            return deepcopy(self, {**shared, id(self._alone): Lock(), id(self._spare): []})
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Backbone]:
+        """A replica that nobody else uses meanwhile; those that were given back serve again."""
+        try:
+            found = self._spare.pop()
+        except IndexError:
+            found = self.replica()
+        try:
+            yield found
+        finally:
+            self._spare.append(found)
 
     def _measure(self, example: Tensor, taps_with_last: bool) -> None:
         """The column ranges and the channels of wide maps, found by passing one picture."""

@@ -6,7 +6,7 @@
 
 A photo that was moved or copied is known by its content, a changed one is not. Another model on the same backbone,
 one's own taste for example, finds the numbers here. One SQLite file (write-ahead log): several processes may use it at
-once, and a killed one loses what it had not committed, a few photos.
+once, nothing is locked between two entries, and a killed one loses nothing that it had made.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from milnet.places import user_folder
 _FORMAT = 1  # counted up whenever the same file would give other numbers: older caches are then made anew
 _AHEAD = 64  # files whose content is found out ahead of the photo that is wanted
 _DAY = 86_400
+_PATIENCE = 60.0  # seconds that another process may hold the cache
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, content TEXT) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS files_content ON files (content);
@@ -77,34 +78,64 @@ def state_of(photo: Path) -> str:
     return f"{info.st_size}/{info.st_mtime_ns}/{info.st_ctime_ns}/{info.st_ino}"
 
 
+class UnwritableError(ArtifactError):
+    """The cache is whole and cannot be written: a full disk, no permission, another program that holds it."""
+
+
 class Cache:
-    """One SQLite file. Every method may raise ArtifactError: the file is damaged, foreign, or cannot be written."""
+    """One SQLite file. Every method may raise ArtifactError: the file is damaged or foreign.
+
+    When it cannot be written, making one raises UnwritableError. Later, `trouble` says why, and nothing more is kept:
+    the work that it serves goes on.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.trouble = path, ""
         self._day = int(time.time()) // _DAY
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=60)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
+            # each entry is lasting by itself: whoever waits for an image must not keep others from writing
+            self._database = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
             self._prepare()
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise ArtifactError(f"{path} cannot be used as a cache ({error}): remove it and run again") from error
+        except OSError as error:
+            raise UnwritableError(f"{path} cannot be written ({error})") from error
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from error
 
     def _prepare(self) -> None:
         """Make the tables; ArtifactError when the file is somebody else's, or a newer milnet's."""
-        tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        (found,) = self._database.execute("PRAGMA user_version").fetchone()
-        if tables and (found > _FORMAT or not found or not tables <= {"files", "features", "scores"}):
-            raise ArtifactError(
-                f"{self.path} is no cache of this milnet (format {found}, expected {_FORMAT}): remove it and run again"
-            )
-        if tables and found < _FORMAT:
-            for table in tables:
-                self._database.execute(f"DROP TABLE {table}")
-        self._database.executescript(_TABLES)
-        self._database.execute(f"PRAGMA user_version = {_FORMAT}")
+        database, until = self._database, time.monotonic() + _PATIENCE
+        while database.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            try:
+                database.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError:  # of two that begin at once, one is told so without waiting
+                if time.monotonic() > until or not os.access(self.path, os.W_OK):
+                    raise
+                time.sleep(0.05)
+        database.execute("PRAGMA synchronous=NORMAL")
+        if database.execute("PRAGMA user_version").fetchone()[0] == _FORMAT:
+            database.execute("UPDATE files SET state = state WHERE path = x''")  # whether it can be written
+            return
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            (found,) = database.execute("PRAGMA user_version").fetchone()
+            if tables and (found > _FORMAT or not found or not tables <= {"files", "features", "scores"}):
+                raise ArtifactError(
+                    f"{self.path} is no cache of this milnet (format {found}, expected {_FORMAT}): "
+                    f"remove it and run again"
+                )
+            if found < _FORMAT:
+                for table in tables:
+                    database.execute(f"DROP TABLE {table}")
+            for statement in _TABLES.split(";"):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {_FORMAT}")
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         try:
@@ -112,12 +143,21 @@ class Cache:
         except sqlite3.DatabaseError as error:
             raise self._unusable(error) from error
 
+    def _write(self, statement: str, values: Sequence[Any]) -> None:
+        """Keep something, unless that is not possible any more."""
+        if self.trouble:
+            return
+        try:
+            self._execute(statement, values)
+        except UnwritableError as error:
+            self.trouble = str(error)
+
     def _unusable(self, error: Exception) -> ArtifactError:
-        full = isinstance(error, sqlite3.OperationalError)  # a full disk, a lock that is never given up
-        return ArtifactError(
-            f"{self.path} cannot be {'written' if full else 'used as a cache'} ({error})"
-            + ("" if full else ": remove it and run again")
-        )
+        said = str(error)
+        if isinstance(error, sqlite3.OperationalError) and "malformed" not in said:
+            held = ": another program holds it, try again later" if "locked" in said or "busy" in said else ""
+            return UnwritableError(f"{self.path} cannot be written ({said}){held}")
+        return ArtifactError(f"{self.path} cannot be used as a cache ({said}): remove it and run again")
 
     # ---- looking up --------------------------------------------------------------------------------------------------
 
@@ -146,7 +186,7 @@ class Cache:
             return Content(photo, found, state)
         digest = found.result()
         if digest and state and state_of(photo) == state:
-            self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (_key(photo), state, digest))
+            self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (_key(photo), state, digest))
             return Content(photo, digest, state)
         return Content(photo, "", "")  # it cannot be read, or is being written: nothing is kept of it
 
@@ -158,7 +198,7 @@ class Cache:
         if row is None:
             return None
         if row[1] != self._day:
-            self._execute("UPDATE scores SET used = ? WHERE content = ? AND model = ?", (self._day, content, model))
+            self._write("UPDATE scores SET used = ? WHERE content = ? AND model = ?", (self._day, content, model))
         return _mapping(row[0])
 
     def features(self, content: str, backbone: str) -> Kept | None:
@@ -169,10 +209,10 @@ class Cache:
         if row is None:
             return None
         notes = _mapping(row[2])
-        if notes is None:
+        if notes is None or (row[0] is not None and len(row[0]) % 4):
             return None
         if row[3] != self._day:
-            self._execute(
+            self._write(
                 "UPDATE features SET used = ? WHERE content = ? AND backbone = ?", (self._day, content, backbone)
             )
         return Kept(None if row[0] is None else np.frombuffer(row[0], "<f4"), str(row[1]), notes)
@@ -182,7 +222,7 @@ class Cache:
     def put_features(self, content: str, backbone: str, kept: Kept) -> None:
         """Keep what a backbone made of a photo."""
         numbers = None if kept.numbers is None else np.ascontiguousarray(kept.numbers, "<f4").tobytes()
-        self._execute(
+        self._write(
             "INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?, ?)",
             (content, backbone, numbers, kept.pixels, json.dumps(kept.notes), self._day),
         )
@@ -190,35 +230,26 @@ class Cache:
     def put_score(self, content: str, model: str, score: Mapping[str, Any]) -> None:
         """Keep a score."""
         values = (content, model, json.dumps(score), self._day)
-        self._execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", values)
+        self._write("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", values)
 
     @contextlib.contextmanager
     def pixels_stay(self, photo: Path) -> Iterator[None]:
         """What is known of a photo stays known though its file is changed in here, by metadata alone."""
-        row = self._execute("SELECT content FROM files WHERE path = ?", (_key(photo),)).fetchone()
+        before = self._known(photo, state_of(photo))  # "" where somebody else has changed it since
         yield
-        if row is None:
+        if not before:
             return
         for content in self.contents([photo]):
-            if content.digest and content.digest != row[0]:
+            if content.digest and content.digest != before:
                 for table, columns in (("features", "backbone, numbers, pixels, notes"), ("scores", "model, score")):
-                    self._execute(
+                    self._write(
                         f"INSERT OR REPLACE INTO {table} (content, {columns}, used) "
                         f"SELECT ?, {columns}, used FROM {table} WHERE content = ?",
-                        (content.digest, row[0]),
+                        (content.digest, before),
                     )
-
-    def commit(self) -> None:
-        """Make what was put lasting."""
-        try:
-            self._database.commit()
-        except sqlite3.DatabaseError as error:
-            raise self._unusable(error) from error
 
     def close(self, *, remove: bool = False) -> None:
         """Close; with `remove` the file goes."""
-        with contextlib.suppress(sqlite3.DatabaseError):  # what cannot be written now is made again
-            self._database.commit()
         self._database.close()
         if remove:
             for suffix in ("", "-wal", "-shm"):
@@ -250,35 +281,29 @@ class Cache:
         not looked at for so many days; `model`: scores of the model whose digest begins so. `dry_run`: only counted.
         """
         before = self.rows()
+        self._execute("BEGIN IMMEDIATE")
         try:
-            self._database.commit()
             if model is not None:
-                self._database.execute("DELETE FROM scores WHERE substr(model, 1, ?) = ?", (len(model), model))
+                self._execute("DELETE FROM scores WHERE substr(model, 1, ?) = ?", (len(model), model))
             if unused is not None:
                 for table in ("features", "scores"):
-                    self._database.execute(f"DELETE FROM {table} WHERE used < ?", (self._day - unused,))
+                    self._execute(f"DELETE FROM {table} WHERE used < ?", (self._day - unused,))
             if missing:
-                gone = [
-                    (path,)
-                    for (path,) in self._database.execute("SELECT path FROM files").fetchall()
-                    if not os.path.lexists(path)
-                ]
-                self._database.executemany("DELETE FROM files WHERE path = ?", gone)
+                for (path,) in self._execute("SELECT path FROM files").fetchall():
+                    if not os.path.lexists(path):
+                        self._execute("DELETE FROM files WHERE path = ?", (path,))
                 for table in ("features", "scores"):
-                    self._database.execute(f"DELETE FROM {table} WHERE content NOT IN (SELECT content FROM files)")
-            self._database.execute(
-                "DELETE FROM files WHERE content NOT IN (SELECT content FROM features UNION SELECT content FROM scores)"
-            )
+                    self._execute(f"DELETE FROM {table} WHERE content NOT IN (SELECT content FROM files)")
             removed = {name: count - self.rows()[name] for name, count in before.items()}
-            if dry_run:
-                self._database.rollback()
-            else:
-                self._database.commit()
-                self._database.execute("VACUUM")  # gives the space back
+            self._execute("ROLLBACK" if dry_run else "COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+        if not dry_run:
+            with contextlib.suppress(sqlite3.DatabaseError):  # the space is given back later, if it is in use
+                self._database.execute("VACUUM")
                 self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.DatabaseError as error:
-            self._database.rollback()
-            raise self._unusable(error) from error
         return removed
 
     def rows(self) -> dict[str, int]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -46,8 +45,8 @@ Fit = Literal["whole", "crop", "original"]
 Views = tuple[NDArray[np.uint8], ...]  # a photo's pixels HWC at each size
 SCREEN = 800  # `draft_side` at least: leaves a long side of 1,600, at which a screen shows whether a photo is sharp
 _LARGE = 512  # pixels of the long side above which a photo is passed by itself
-_SIDE_BY_SIDE = 16  # batches that pass at once on a CPU at most
-_LARGE_SIDE_BY_SIDE = 4  # of large photos, which take some 300 MB each
+_SIDE_BY_SIDE = 64  # photos that pass at once on a CPU at most
+_LARGE_SIDE_BY_SIDE = 4  # large ones, which take some 300 MB each
 _WAITING = 1 << 29  # bytes of decoded photos that may wait for others of their size
 
 
@@ -315,17 +314,14 @@ class _Passes(Generic[Key]):
     def __init__(self, extractor: Extractor) -> None:
         self._extractor, self._before = extractor, torch.get_num_threads()
         most = _SIDE_BY_SIDE if extractor.preprocess.sizes[-1] <= _LARGE else _LARGE_SIDE_BY_SIDE
-        self._count = min(self._before, most)
+        self._count = min(self._before, max(1, most // extractor.batch))
         self._under_way: deque[Future[list[Extracted[Key]]]] = deque()
-        self._free: SimpleQueue[Backbone] = SimpleQueue()  # replicas that nothing passes through just now
         self._executor = None
         if extractor.device.type == "cpu":
             threads = self._before // self._count
             self._executor = ThreadPoolExecutor(
                 self._count, "milnet-forward", initializer=torch.set_num_threads, initargs=(threads,)
             )
-            for _ in range(self._count):
-                self._free.put(extractor.backbone.replica())
 
     def give(self, group: list[tuple[Key, _Decoded]]) -> Iterator[Extracted[Key]]:
         """Pass a batch; yields what is finished of earlier ones."""
@@ -337,11 +333,8 @@ class _Passes(Generic[Key]):
             yield from self._under_way.popleft().result()
 
     def _forward(self, group: list[tuple[Key, _Decoded]]) -> list[Extracted[Key]]:
-        backbone = self._free.get()
-        try:
+        with self._extractor.backbone.borrowed() as backbone:
             return self._extractor.forward(group, backbone)
-        finally:
-            self._free.put(backbone)
 
     def rest(self) -> Iterator[Extracted[Key]]:
         """What is still under way."""

@@ -140,7 +140,8 @@ def write_ratings(
         )
         photo = Path(score.photo)
         try:
-            with nullcontext() if cache is None else cache.pixels_stay(photo):
+            changes = cache is not None and how.get("embed") and not how.get("dry_run")
+            with cache.pixels_stay(photo) if cache is not None and changes else nullcontext():
                 outcomes[score.photo] = write_rating(photo, entry, **how)
         except ImageError as error:
             refused.append(Failure(score.photo, error.reason))

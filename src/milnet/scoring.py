@@ -235,7 +235,8 @@ class Scorer:
         self.semantic_span = slice(*model.features["semantic"]["span"])
         self._spans = {role: slice(*part["span"]) for role, part in model.features.items()}
         # what decides the numbers of each backbone: by these a cache knows them
-        self.keys = tuple(digest_text(canonical_json(one.config)) for one in (nodes, semantic))
+        config = nodes.config if not self.takes_maps else {**nodes.config, "pooling": nodes.pooling}
+        self.keys = digest_text(canonical_json(config)), digest_text(canonical_json(semantic.config))
 
     @classmethod
     def load(
@@ -601,15 +602,16 @@ class _Work:
         self.found: dict[Path, Score] = {}
         self.seen: dict[Path, Seen] = {}  # instead of scores, where none are wanted
         self.failures: list[Failure] = []
-        self.timed: dict[Path, tuple[float, bytes, NDArray[np.float32]]] = {}  # capture time, layout, semantic features
+        self.timed: dict[Path, tuple[float, bytes, NDArray[np.float16]]] = {}  # capture time, layout, semantic features
         self.forward = 0
         self._open: dict[str, list[Path]] = {}  # content that is on its way -> the files that have it
+        self._again: list[Path] = []
         self._waiting: list[tuple[Content, Seen, bool]] = []
 
     def run(self, photos: Sequence[Path]) -> None:
-        """Score them all. Whatever stops it, what was made is kept."""
+        """Score them all."""
         readable = []
-        for photo in photos:
+        for photo in dict.fromkeys(photos):
             try:
                 str(photo).encode()
             except UnicodeEncodeError:
@@ -617,22 +619,22 @@ class _Work:
                 self.fail(name, "its name is not valid UTF-8, so no output could hold it: rename it")
             else:
                 readable.append(photo)
-        try:
+        while readable:  # copies of a file that turned out bad, or was changed meanwhile, have a chance of their own
             self._run(readable)
-        finally:
-            if self.cache is not None:
-                self.cache.commit()
+            readable, self._again = self._again, []
         order = {str(photo): i for i, photo in enumerate(photos)}
         self.failures.sort(key=lambda failure: order.get(failure.photo, -1))
 
     def _run(self, photos: Sequence[Path]) -> None:
         for content, result in self.scorer.see(self._new(photos)):
+            keep = bool(content.digest) and state_of(content.photo) == content.state
+            if isinstance(result, ImageError) or not keep:
+                others = [photo for photo in self._open.pop(content.digest, []) if photo != content.photo]
+                self._again += others
             if isinstance(result, ImageError):
-                for photo in self._open.pop(content.digest, [content.photo]):
-                    self.fail(str(photo), result.reason)
+                self.fail(str(content.photo), result.reason)
                 continue
             self.forward += 1
-            keep = bool(content.digest) and state_of(content.photo) == content.state
             if keep and self.cache is not None:
                 self._keep(self.cache, content.digest, result)
             self._judge_later(content, result, keep)
@@ -646,17 +648,29 @@ class _Work:
                 if content.digest in self._open:  # a copy of one that is under way
                     self._open[content.digest].append(content.photo)
                     continue
-                known = self.cache.score(content.digest, self.scorer.digest) if self.judges else None
+                beside = self._beside(self.cache, content.digest)
+                known = self.cache.score(content.digest, self.scorer.digest) if beside and self.judges else None
                 score = None if known is None else _score_of(known, str(content.photo))
-                seen = self._kept(self.cache, content.digest)
-                if score is not None:
-                    self._done(content.photo, score, seen)
+                if score is not None and beside is not None:
+                    self._done(content.photo, score, *beside)
                     continue
                 self._open[content.digest] = [content.photo]
+                seen = self._kept(self.cache, content.digest) if beside else None
                 if seen is not None:
                     self._judge_later(content, seen, True)
                     continue
             yield content, content.photo
+
+    def _beside(self, cache: Cache, content: str) -> tuple[Aside, NDArray[np.float32]] | None:
+        """What is known of a photo beside its score, and its semantic features; None where it must be seen again."""
+        semantic = cache.features(content, self.scorer.keys[1])
+        aside = None if semantic is None else Aside.of_json(semantic.notes)
+        if semantic is None or semantic.numbers is None or aside is None:
+            return None
+        signals = aside.signals
+        if signals is not None and signals.width * signals.height > self.scorer.nodes.max_pixels:
+            return None  # to be refused, as it would be without a cache
+        return aside, semantic.numbers
 
     def _kept(self, cache: Cache, content: str) -> Seen | None:
         """What the backbones made of a photo earlier."""
@@ -665,16 +679,15 @@ class _Work:
         semantic = nodes if semantic_key == nodes_key else cache.features(content, semantic_key)
         if nodes is None or nodes.numbers is None or semantic is None or semantic.numbers is None:
             return None
-        aside = Aside.of_json(nodes.notes)
-        return None if aside is None else Seen(nodes.numbers, semantic.numbers, nodes.pixels, aside)
+        return Seen(nodes.numbers, semantic.numbers, nodes.pixels, Aside.of_json(nodes.notes) or Aside())
 
     def _keep(self, cache: Cache, content: str, seen: Seen) -> None:
         nodes_key, semantic_key = self.scorer.keys
-        numbers = None if self.scorer.takes_maps else seen.nodes
         notes = seen.aside.to_json()
+        if not self.scorer.takes_maps:  # of those there are too many numbers
+            cache.put_features(content, nodes_key, Kept(seen.nodes, seen.pixels, notes))
         if semantic_key != nodes_key:
             cache.put_features(content, semantic_key, Kept(seen.semantic, seen.pixels, notes))
-        cache.put_features(content, nodes_key, Kept(numbers, seen.pixels, notes))
 
     def _judge_later(self, content: Content, seen: Seen, keep: bool) -> None:
         """Several are judged at once. `keep`: whether its score goes into the cache: not of a file that has changed."""
@@ -697,15 +710,14 @@ class _Work:
             if keep and self.cache is not None:
                 self.cache.put_score(content.digest, self.scorer.digest, score.to_json())
             for photo in self._open.pop(content.digest, [content.photo]):
-                self._done(photo, replace(score, photo=str(photo)), one)
-        if self.cache is not None:
-            self.cache.commit()
+                self._done(photo, replace(score, photo=str(photo)), one.aside, one.semantic)
 
-    def _done(self, photo: Path, score: Score, seen: Seen | None) -> None:
+    def _done(self, photo: Path, score: Score, aside: Aside, semantic: NDArray[np.float32]) -> None:
         self.found[photo] = score
-        if seen is not None and seen.aside.taken is not None and len(seen.aside.layout) == bursts.LAYOUT:
-            semantic = seen.semantic[self.scorer.semantic_span]
-            self.timed[photo] = (seen.aside.taken, seen.aside.layout, semantic)
+        if aside.taken is not None and len(aside.layout) == bursts.LAYOUT:
+            # a copy in half the bytes: thousands of photos are held until the last is scored
+            own = semantic[self.scorer.semantic_span].astype(np.float16)
+            self.timed[photo] = (aside.taken, aside.layout, own)
         self._tell()
 
     def in_bursts(self, photos: Sequence[Path]) -> list[Score]:
@@ -715,7 +727,7 @@ class _Work:
         if len(timed) > 1:
             taken, layouts, features = zip(*(self.timed[photo] for photo in timed), strict=True)
             layout = np.stack([np.frombuffer(one, np.uint8) for one in layouts])
-            groups = bursts.find_bursts(taken, layout, np.stack(features))
+            groups = bursts.find_bursts(taken, layout, np.stack(features).astype(np.float32))
             sharpness = [signals.sharpness if (signals := scores[photo].signals) else 0.0 for photo in timed]
             places = bursts.rank_bursts(groups, [scores[photo].score for photo in timed], sharpness)
             for photo, place in zip(timed, places, strict=True):

@@ -151,6 +151,11 @@ class Checked:
         return bool(self.low > 0)
 
     @property
+    def worse(self) -> bool:
+        """Whether taste is worse than the general model, and not by luck."""
+        return bool(self.high < 0)
+
+    @property
     def verdict(self) -> str:
         """The answer for people, a sentence with its numbers.
 
@@ -163,6 +168,8 @@ class Checked:
         )
         if self.beats:
             return f"your taste beats the general model: {numbers}"
+        if self.worse:
+            return f"not enough ratings to beat the general model, which is better: {numbers}"
         if not np.isfinite(self.low):
             return "not enough ratings to beat the general model: too few differ to measure it"
         return f"not enough ratings to beat the general model: {numbers}"
@@ -367,7 +374,7 @@ def check_ratings(
             )
         whole = [top for top in SCALES if np.isin(given, np.arange(1, top + 1)).all()]
         if not whole:
-            raise UsageError("expected ratings 1 to 5 or 1 to 10; of another scale, name the levels")
+            raise UsageError("expected ratings 1 to 5 or 1 to 10; of another scale, name the levels (--levels 1,1.5,2)")
         values = np.arange(1.0, whole[0] + 1)
     levels = np.asarray(values, np.float64)
     steps = np.diff(levels)

@@ -310,7 +310,11 @@ def command(name: str, of: typer.Typer = app) -> Callable[[Callable[..., Mapping
                 os.environ["HF_HUB_OFFLINE"] = "1"
             from milnet.artifacts import strict  # here: it imports numpy, which --help need not wait for
 
-            result = function(context, **arguments)
+            try:
+                result = function(context, **arguments)
+            except KeyboardInterrupt:  # here: the command line's library would end without a word
+                context.warn("interrupted; what was finished is kept: run it again (train: with --resume)")
+                raise typer.Exit(130) from None
             if context.json:
                 print(json.dumps(strict(result), indent=1, ensure_ascii=False, allow_nan=False, default=str))
             if context.failed:

@@ -13,11 +13,11 @@ import typer
 
 from milnet.cli.common import Context, command, command_line
 from milnet.cli.showing import ModelName, Stars, find_library, introduction, load_scorer, show_scores, tell_failures
-from milnet.errors import ArtifactError, UsageError
+from milnet.errors import UsageError
 
 if TYPE_CHECKING:
     from milnet.cache import Cache
-    from milnet.scoring import Failure
+    from milnet.scoring import Failure, Score, Scored
     from milnet.xmp import Outcome
 
 _OUT = "Output"
@@ -60,9 +60,13 @@ def score(
         bool, typer.Option("--xmp", help="Write stars and score to XMP sidecars.", rich_help_panel=_XMP)
     ] = False,
     sidecar: Annotated[
-        str,
-        typer.Option(help="Name of new sidecars: append (a.jpg.xmp) or replace (a.xmp).", rich_help_panel=_XMP),
-    ] = "append",
+        str | None,
+        typer.Option(
+            help="Name of new sidecars: append (a.jpg.xmp) or replace (a.xmp).",
+            show_default="append",
+            rich_help_panel=_XMP,
+        ),
+    ] = None,
     embed_jpeg: Annotated[
         bool,
         typer.Option("--embed-jpeg", help="Write into JPEG files themselves, not beside them.", rich_help_panel=_XMP),
@@ -107,7 +111,7 @@ def score(
     from milnet.report import check_report, write_report
     from milnet.scoring import score_files
 
-    if sidecar not in ("append", "replace"):
+    if sidecar not in (None, "append", "replace"):
         raise UsageError(f"--sidecar {sidecar}: expected append (a.jpg.xmp) or replace (a.xmp)")
     if output is not None:
         check_suffix(output)
@@ -115,8 +119,12 @@ def score(
         check_report(report)
     if null and not files:
         raise UsageError("--null says how --files ends its lines: pass --files, too")
-    if (embed_jpeg or replace_ratings or dry_run) and not xmp:
-        raise UsageError("--embed-jpeg, --replace-ratings and --dry-run say how --xmp writes: pass --xmp, too")
+    if (embed_jpeg or replace_ratings or dry_run or sidecar) and not xmp:
+        raise UsageError(
+            "--sidecar, --embed-jpeg, --replace-ratings and --dry-run say how --xmp writes: pass --xmp, too"
+        )
+    if files and context.json:
+        raise UsageError("--files and --json both say what stands on standard output: pass one of them")
     context.quiet = context.quiet or files  # standard output is for the paths
     library = find_library(context, photos, files_from)
     how = {"batch": batch, "workers": workers, "max_pixels": max_pixels or MAX_PIXELS}
@@ -124,20 +132,24 @@ def score(
     if output is not None:
         check_output(output, scorer.values.tolist())
     if xmp and len(scorer.stars) > 4:
-        raise UsageError(f"--stars: {len(scorer.stars)} limits make {len(scorer.stars) + 1} stars, XMP has at most 5")
-    cache = open_cache(context, output, no_cache=no_cache)
-    own = cache is not None and output is not None and cache.path.parent == output.parent and no_cache
+        raise UsageError(
+            f"{len(scorer.stars) + 1} numbers of stars, and XMP has at most 5: pass four limits, for example "
+            f"--stars 10,35,65,90"
+        )
+    cache, own = open_cache(context, output, no_cache=no_cache)
     began, finished = time.monotonic(), False
     try:
         with context.progress() as progress:
             scored = score_files(scorer, library.photos, cache, progress=progress)
         failures = [*library.failures, *scored.failures]
         scores = select(scored.scores, min_score, top)
+        if files and not null:
+            _check_lines([s.photo for s in scores])
         seconds = time.monotonic() - began
         outcomes: dict[str, Outcome] = {}
         refused: list[Failure] = []
         if xmp:
-            naming: Any = sidecar
+            naming: Any = sidecar or "append"
             how = {"naming": naming, "replace": replace_ratings, "embed": embed_jpeg, "dry_run": dry_run}
             with context.progress() as progress:
                 outcomes, refused = write_ratings(scores, cache, progress, **how)
@@ -155,6 +167,8 @@ def score(
         finished = True
     finally:
         if cache is not None:
+            if cache.trouble:
+                context.warn(f"not all was kept for later runs: {cache.trouble}")
             cache.close(remove=own and finished)
     if files:
         _print_files([s.photo for s in scores], null=null)
@@ -162,10 +176,10 @@ def score(
         show_scores(context, scorer, scores, 20 if output or report else len(scores))
         if (output or report) and len(scores) > 20:
             context.say(f"... and {len(scores) - 20:,} more in {output or report}")
-        rate = f", {scored.forward / seconds:.3g} a second" if scored.forward and seconds > 1 else ""
-        known = f"{scored.forward:,} of {len(library.photos):,} photos were new{rate}; " if cache is not None else ""
-        places = "".join(f", {path}" for path in (output, report) if path)
-        context.say(f"{len(scores):,} photos, {known}{seconds:.1f} s{places}")
+        _tell_counts(context, scored, scores, failures, seconds)
+        for path in (output, report):
+            if path is not None:
+                context.say(str(path))
     if xmp:
         _tell_ratings(context, outcomes, dry_run=dry_run)
     tell_failures(context, failures)
@@ -174,7 +188,7 @@ def score(
         context.failed = True
     return {
         "model": name,
-        "scores": [s.row() for s in scores],
+        "scores": [s.row() for s in scores] if context.json else [],
         "failures": [failure.__dict__ for failure in failures],
         "forward": scored.forward,
         "seconds": seconds,
@@ -182,23 +196,34 @@ def score(
     }
 
 
-def open_cache(context: Context, output: Path | None, *, no_cache: bool) -> Cache | None:
-    """The user's cache; else, so that a stopped run can go on, one beside the output for the time of the work."""
-    from milnet.cache import Cache, cache_file
+def open_cache(context: Context, output: Path | None, *, no_cache: bool) -> tuple[Cache | None, bool]:
+    """The user's cache; else one beside the output, so that a stopped run can go on, and whether it is of this run."""
+    from milnet.cache import Cache, UnwritableError, cache_file
 
     if not no_cache:
         try:
-            path = cache_file()
-        except UsageError as error:  # a user without a home
-            context.warn(f"no cache: {error}")
-        else:
-            try:
-                return Cache(path)
-            except ArtifactError as error:
-                if path.exists():
-                    raise
-                context.warn(f"no cache: {error}")
-    return None if output is None else Cache(output.with_name(output.name + ".journal"))
+            return Cache(cache_file()), False
+        except (UnwritableError, UsageError) as error:  # no permission, no home
+            context.warn(f"nothing is kept for later runs: {error}")
+    return (None, False) if output is None else (Cache(output.with_name(output.name + ".journal")), True)
+
+
+def _tell_counts(
+    context: Context, scored: Scored, scores: Sequence[Score], failures: Sequence[Failure], seconds: float
+) -> None:
+    """How many photos, what was new, how fast, what was found among them."""
+    total, chosen = len(scored.scores), len(scores)
+    rate = f", {scored.forward / seconds:.3g} a second" if scored.forward and seconds > 1 else ""
+    parts = [f"{total:,} photo{'' if total == 1 else 's'} scored in {seconds:.1f} s ({scored.forward:,} new{rate})"]
+    groups = {score.group for score in scored.scores if score.group is not None}
+    if groups:
+        parts.append(f"{len(groups):,} burst{'' if len(groups) == 1 else 's'}")
+    if failures:
+        parts.append(f"{len(failures):,} could not be scored")
+    if chosen < total:
+        best = max(score.score for score in scored.scores)
+        parts.append(f"{chosen:,} chosen" + ("" if chosen else f": the best has {best:.2f}"))
+    context.say("; ".join(parts))
 
 
 def _ratings(outcomes: Mapping[str, Outcome], refused: Sequence[Failure]) -> dict[str, Any]:
@@ -212,9 +237,10 @@ def _tell_ratings(context: Context, outcomes: Mapping[str, Outcome], *, dry_run:
     """How many files were written, and whose ratings were kept."""
     for photo, outcome in outcomes.items():
         if dry_run:
-            places = ", ".join(map(str, outcome.written)) or "nothing to write"
-            kept = "" if outcome.human is None else f", the rating {outcome.human} is kept"
-            context.say(f"{photo}: {places}{kept}")
+            places = ", ".join(map(str, outcome.written)) or "says so already"
+            stars = "no rating" if outcome.rating is None else f"rating {outcome.rating}"
+            kept = "" if outcome.human is None else " of a human, kept"
+            context.say(f"{photo}: {stars}{kept}; {outcome.action}: {places}")
         for note in outcome.notes:
             context.say(f"{photo}: {note}")
     counts = Counter(outcome.action for outcome in outcomes.values())
@@ -224,13 +250,16 @@ def _tell_ratings(context: Context, outcomes: Mapping[str, Outcome], *, dry_run:
     context.say(f"XMP{' (nothing was written: --dry-run)' if dry_run else ''}: " + (", ".join(parts) or "no photo"))
 
 
-def _print_files(photos: list[str], *, null: bool) -> None:
+def _check_lines(photos: Sequence[str]) -> None:
+    if any("\n" in photo or "\r" in photo for photo in photos):
+        raise UsageError("a photo's name has a line break in it, which no list of lines can hold: pass --null")
+
+
+def _print_files(photos: Sequence[str], *, null: bool) -> None:
     """Paths on standard output."""
     import io
     import sys
 
-    if not null and any("\n" in photo or "\r" in photo for photo in photos):
-        raise UsageError("a photo's name has a line break in it, which no list of lines can hold: pass --null")
     if isinstance(sys.stdout, io.TextIOWrapper):  # names as the files have them, whatever the terminal can show
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     print("".join(photo + ("\0" if null else "\n") for photo in photos), end="")
@@ -239,7 +268,9 @@ def _print_files(photos: list[str], *, null: bool) -> None:
 @command("cache")
 def cache(
     context: Context,
-    missing: Annotated[bool, typer.Option("--missing", help="Forget photos whose files are gone.")] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Forget files that are gone (connect your drives).")
+    ] = False,
     unused: Annotated[
         int | None, typer.Option(min=0, metavar="DAYS", help="Forget what no run has used for so long.")
     ] = None,
@@ -266,6 +297,8 @@ def cache(
     kept = Cache(path)
     try:
         removed: dict[str, int] | None = None
+        if model and not any(digest.startswith(model) for digest in kept.counts()["models"]):
+            raise UsageError(f"--model {model}: no score here is of such a model; `milnet cache` lists them")
         if everything:
             removed = kept.rows()
         elif missing or unused is not None or model:
@@ -276,8 +309,7 @@ def cache(
     if removed is not None:
         context.say(
             ("would forget " if dry_run else "forgotten: ")
-            + f"{removed['scores']:,} scores, the numbers of {removed['features']:,} photos, "
-            f"{removed['files']:,} places of files"
+            + f"{removed['scores']:,} scores, features of {removed['features']:,} photos, {removed['files']:,} files"
         )
     context.say(f"{path}: {counts['bytes'] / 1e6:,.1f} MB, {counts['photos']:,} photos, {counts['files']:,} files")
     context.table(["  model", "scores"], [[f"  {digest[:12]}", f"{n:,}"] for digest, n in counts["models"].items()])

@@ -124,7 +124,7 @@ def show_scores(context: Context, scorer: Scorer, scores: Sequence[Score], limit
                 s.photo,
                 f"{s.score:.2f}",
                 star_signs(s.stars, len(scorer.stars) + 1),
-                "" if s.percentile is None else f"{s.percentile:.0f}",
+                "" if s.percentile is None else whole_percent(s.percentile),
                 interval(s),
                 "" if s.spread is None else f"{s.spread:.2f}",
                 "" if s.unlike is None else f"{s.unlike:.2f}" + ("!" if s.unlike > UNLIKE else ""),
@@ -132,6 +132,11 @@ def show_scores(context: Context, scorer: Scorer, scores: Sequence[Score], limit
             for s in sorted(scores, key=lambda s: -s.score)[:limit]
         ],
     )
+
+
+def whole_percent(x: float) -> str:
+    """A percentile without digits behind the point; 100 only where it is all."""
+    return f"{min(x, 99.0) if x < 100 else x:.0f}"
 
 
 def interval(score: Score) -> str:

@@ -13,7 +13,7 @@ import typer
 from milnet.cli.common import Context, Overwrite, command, command_line
 from milnet.cli.score import open_cache
 from milnet.cli.showing import ModelName, find_library, load_scorer
-from milnet.errors import UsageError
+from milnet.errors import ArtifactError, UsageError
 
 
 @command("taste")
@@ -52,7 +52,7 @@ def taste(
     from milnet.artifacts import check_new_folder
     from milnet.ratings import read_ratings
     from milnet.scoring import see_files
-    from milnet.taste import fit_taste, save_taste
+    from milnet.taste import check_ratings, fit_taste, save_taste
 
     check_new_folder(output, "taste", overwrite=overwrite)
     values = None if levels is None else _levels(levels)
@@ -60,11 +60,13 @@ def taste(
     given = read_ratings(library.photos, ratings, photo_column=photo_column, rating_column=rating_column)
     for line in given.report:
         context.say(line)
+    names = _ids(given.photos)
+    check_ratings(names, given.ratings, values or given.values)
     name, scorer = load_scorer(context, model, None, weights)
     if scorer.taste is not None:
         raise UsageError(f"--model {name}: is a taste itself; expected the general model to begin with")
     began = time.monotonic()
-    cache = open_cache(context, None, no_cache=no_cache)
+    cache, _ = open_cache(context, None, no_cache=no_cache)
     try:
         with context.progress() as progress:
             seen, failures = see_files(scorer, given.photos, cache, progress=progress)
@@ -73,9 +75,10 @@ def taste(
             cache.close()
     for failure in [*library.failures, *failures]:
         context.warn(f"left out: {failure.photo}: {failure.reason}")
+        context.failed = True
     kept = [(photo, rating) for photo, rating in zip(given.photos, given.ratings, strict=True) if photo in seen]
     if not kept:
-        raise UsageError(f"no photo is rated in {given.source}: nothing to learn from")
+        raise UsageError("none of the rated photos can be read: nothing to learn from")
     nodes, semantic = scorer.entering([seen[photo] for photo, _ in kept])
     pixels = [seen[photo].pixels for photo, _ in kept]
     fitted = fit_taste(
@@ -90,7 +93,6 @@ def taste(
     )
     notes = {"command": command_line(), "ratings": given.source, "general": name}
     saved = save_taste(fitted, output, overwrite=overwrite, notes=notes)
-    remember({digest: photo.resolve() for (photo, _), digest in zip(kept, pixels, strict=True)})
     checked = fitted.checked
     context.table(
         ["  rank correlation with your ratings, of photos held back", "SRCC"],
@@ -102,7 +104,14 @@ def taste(
     )
     context.say(checked.verdict)
     context.say(f"{output}: {len(kept):,} photos, {time.monotonic() - began:.1f} s, digest {saved.digest[:12]}")
-    context.say(f"next: milnet score PHOTOS --model {output}")
+    if checked.worse:
+        context.say("next: milnet score PHOTOS, with the general model; or rate more photos")
+    else:
+        context.say(f"next: milnet score PHOTOS --model {output}")
+    try:  # so that reports can show them
+        remember({digest: photo.resolve() for (photo, _), digest in zip(kept, pixels, strict=True)})
+    except (ArtifactError, UsageError, OSError) as error:
+        context.warn(f"reports will not show your rated photos: {error}")
     return {
         "model": str(output),
         "digest": saved.digest,
@@ -125,5 +134,7 @@ def _levels(text: str) -> list[float]:
 def _ids(photos: Sequence[Path]) -> list[str]:
     """A name for each photo: its path below the folder that holds them all."""
     paths = [photo.absolute() for photo in photos]
+    if not paths:
+        return []
     top = os.path.commonpath([path.parent for path in paths])
     return [path.relative_to(top).as_posix() for path in paths]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command, find_any
-from milnet.cli.showing import ModelName, Stars, find_library, interval, load_scorer, tell_failures
+from milnet.cli.showing import ModelName, Stars, find_library, interval, load_scorer, tell_failures, whole_percent
 from milnet.version import __version__
 
 
@@ -45,7 +45,7 @@ def explain(
         context.say(f"  predicted votes {votes}" + ("" if s.spread is None else f", spread {s.spread:.2f}"))
         if s.percentile is not None:
             context.say(
-                f"  scores higher than {s.percentile:.0f} % of {whose} {len(scorer.pool):,} photos: "
+                f"  scores higher than {whole_percent(s.percentile)} % of {whose} {len(scorer.pool):,} photos: "
                 f"{star_signs(s.stars, len(scorer.stars) + 1)}"
             )
         if s.unlike is not None:
