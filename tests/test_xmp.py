@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 
 import made
 from made_xmp import ENTRY, packet, rated, state, values
+from milnet.embedded import read_embedded
 from milnet.errors import ImageError, NumericError, UsageError
 from milnet.images import open_photo
 from milnet.packets import RATING, read_packet, set_properties
-from milnet.xmp import Outcome, find_sidecars, read_rating, write_rating
+from milnet.xmp import Naming, Outcome, find_sidecars, read_rating, write_rating
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def photo(tmp_path: Path) -> Path:
 def test_a_new_sidecar(photo: Path) -> None:
     outcome = write_rating(photo, ENTRY)
     sidecar = photo.with_name("a.jpg.xmp")
-    assert outcome == Outcome("created", (sidecar,), (sidecar,))
+    assert outcome == Outcome("created", (sidecar,), (sidecar,), rating=4)
     version = values(sidecar).pop("Version")
     assert version
     assert values(sidecar) == {
@@ -93,7 +95,7 @@ def test_ours_is_updated_and_a_human_is_not(photo: Path) -> None:
     sidecar.write_text(sidecar.read_text().replace('xmp:Rating="5"', 'xmp:Rating="3"'))
     assert read_rating(photo) == 3
     # Told to, it is replaced, and then it is ours.
-    assert write_rating(photo, ENTRY, replace=True) == Outcome("merged", (sidecar,), (sidecar,))
+    assert write_rating(photo, ENTRY, replace=True) == Outcome("merged", (sidecar,), (sidecar,), rating=4)
     assert values(sidecar)["Rating"] == "4" and read_rating(photo) is None
     assert write_rating(photo, replace(ENTRY, stars=-1)).action == "merged"
     assert values(sidecar)["Rating"] == "-1" and read_rating(photo) is None
@@ -133,8 +135,9 @@ def test_microsoft_ratings_are_human(photo: Path) -> None:
 
 
 def test_a_rating_inside_the_photo_is_not_contradicted(photo: Path) -> None:
-    """Also not by a rating of ours that was written before it was there."""
+    """Also not by a rating of ours that was written before it was there. A sidecar that was there gets no rating."""
     sidecar = photo.with_name("a.jpg.xmp")
+    sidecar.write_text(packet('xmp:Label="Red"'))
     made.photo(1).save(photo, xmp=rated(2).encode())
     assert read_rating(photo) == 2
     outcome = write_rating(photo, ENTRY)
@@ -147,6 +150,83 @@ def test_a_rating_inside_the_photo_is_not_contradicted(photo: Path) -> None:
     # The sidecar's own rating goes first.
     sidecar.write_text(rated(5))
     assert read_rating(photo) == 5
+
+
+INSIDE = [("xmp", -1), ("xmp", 2), ("xmp", 4), ("microsoft", 5), ("exif", 1), ("exif", 4), ("percent", 3)]
+
+
+@pytest.mark.parametrize("naming", ["append", "replace"])
+@pytest.mark.parametrize(("kind", "rating"), INSIDE)
+def test_a_new_sidecar_says_the_rating_inside(photo: Path, kind: str, rating: int, naming: Naming) -> None:
+    """Programs that prefer sidecars would take one without a rating for "no stars". 4 is what our stars are, too."""
+    sidecar = photo.with_name("a.jpg.xmp" if naming == "append" else "a.xmp")
+    how: dict[str, bytes] = {
+        "xmp": {"xmp": rated(rating).encode()},
+        "microsoft": {"xmp": packet('MicrosoftPhoto:Rating="99"').encode()},
+        "exif": {"exif": exif(rating)},
+        "percent": {"exif": exif(50, 0x4749)},
+    }[kind]
+    made.photo(1).save(photo, **how)
+    before = photo.read_bytes()
+    kept = Outcome("kept rating", (sidecar,), (sidecar,), rating, rating=rating)
+    assert write_rating(photo, ENTRY, naming=naming, dry_run=True) == kept and not sidecar.exists()
+    assert write_rating(photo, ENTRY, naming=naming) == kept
+    found = values(sidecar)
+    assert found["Rating"] == str(rating) and "Stars" not in found and found["Score"] == "5.1234"
+    assert read_rating(photo) == rating
+    if shutil.which("exiftool") is not None:  # which knows nothing of us
+        command = ["exiftool", "-config", "", "-s3", "-XMP-xmp:Rating", str(sidecar)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(rating)
+    files = state(photo.parent)
+    assert write_rating(photo, ENTRY, naming=naming) == replace(kept, written=())
+    assert write_rating(photo, replace(ENTRY, stars=5, score=1.0), naming=naming).human == rating  # still the human's
+    assert values(sidecar)["Rating"] == str(rating) and "Stars" not in values(sidecar)
+    assert (
+        write_rating(photo, ENTRY, naming=naming).written == (sidecar,) and state(photo.parent).keys() == files.keys()
+    )
+    # Told to, it is replaced; the photo itself is as it was all the time.
+    assert write_rating(photo, ENTRY, replace=True) == Outcome("merged", (sidecar,), (sidecar,), rating=4)
+    assert values(sidecar)["Rating"] == values(sidecar)["Stars"] == "4" and photo.read_bytes() == before
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_new_sidecar_without_stars_says_the_rating_inside(photo: Path, told: bool) -> None:
+    """Without stars there is nothing to replace a rating with."""
+    sidecar = photo.with_name("a.jpg.xmp")
+    made.photo(1).save(photo, xmp=rated(3).encode())
+    outcome = write_rating(photo, replace(ENTRY, stars=None), replace=told)
+    assert outcome == Outcome("created", (sidecar,), (sidecar,), 3, rating=3)
+    assert values(sidecar)["Rating"] == "3" and read_rating(photo) == 3
+
+
+def test_a_rating_inside_that_is_no_humans_is_not_copied(photo: Path) -> None:
+    """Ours from before, and 0, which is none; nor does writing into the photo make a sidecar."""
+    sidecar = photo.with_name("a.jpg.xmp")
+    unstarred = replace(ENTRY, stars=None)
+    write_rating(photo, ENTRY, embed=True)
+    assert write_rating(photo, unstarred).rating == 4 and "Rating" not in values(sidecar)
+    sidecar.unlink()
+    made.photo(1).save(photo, xmp=rated(0).encode(), exif=exif(0))
+    assert write_rating(photo, unstarred).rating is None and "Rating" not in values(sidecar)
+    sidecar.unlink()
+    made.photo(1).save(photo, xmp=rated(3).encode())
+    outcome = write_rating(photo, ENTRY, embed=True)
+    assert outcome == Outcome("kept rating", (photo,), (photo,), 3, rating=3) and not sidecar.exists()
+    made.photo(1).save(photo, exif=exif(3))
+    assert write_rating(photo, ENTRY, embed=True).rating == 3
+    inside = read_embedded(photo)
+    assert inside.packet is not None and RATING not in read_packet(inside.packet).sites and read_rating(photo) == 3
+
+
+def test_the_outcome_says_the_rating(photo: Path) -> None:
+    sidecar = photo.with_name("a.jpg.xmp")
+    assert write_rating(photo, replace(ENTRY, stars=None)).rating is None
+    assert write_rating(photo, replace(ENTRY, stars=-1)).rating == -1
+    assert write_rating(photo, replace(ENTRY, stars=None, score=1.0)).rating == -1  # stays as it is
+    assert write_rating(photo, ENTRY, embed=True).rating == 4
+    sidecar.write_text(rated(2))
+    assert write_rating(photo, ENTRY).rating == write_rating(photo, ENTRY, dry_run=True).rating == 2
+    assert write_rating(photo, ENTRY, replace=True, dry_run=True).rating == 4
 
 
 def exif(rating: int, tag: int = 0x4746) -> bytes:
@@ -510,6 +590,7 @@ def test_any_course_of_events(
         else:
             kept = rating not in (0, ours) and not told
             outcome = write_rating(photo, replace(ENTRY, stars=stars), replace=bool(told))
+            assert outcome.rating == (rating if kept else stars)
             assert outcome.human == (rating if kept else None)
             rating, ours = (rating, None) if kept else (stars, stars)
         found = values(sidecar)

@@ -12,6 +12,10 @@ in the same packet; a later change by a human makes them differ. What cannot be 
 stars. Programs that drop namespaces they do not know make our rating look like a human's; then it stays as it is.
 Where a human's rating is kept, anywhere, milnet:Stars is taken out, and so is a rating of ours that contradicts it.
 Rating 0 is no rating.
+
+*A new sidecar hides what is inside.* Programs that prefer sidecars (darktable) take one without xmp:Rating for "no
+stars". So where a human rated inside the photo, a sidecar that milnet makes says that rating too, as the human's: from
+then on the sidecar's counts. Sidecars that others made without a rating stay without one.
 """
 
 from __future__ import annotations
@@ -102,8 +106,9 @@ class Outcome:
     action: Action
     paths: tuple[Path, ...]  # the files that hold the entry now
     written: tuple[Path, ...]  # those of them that were changed or made
-    human: int | None = None  # the rating that was kept, -1 to 5
+    human: int | None = None  # the rating that was kept, -1 or 1 to 5
     notes: tuple[str, ...] = ()  # for people: why it is another file than the one asked for
+    rating: int | None = None  # what the photo is rated after this: the stars, or the rating that was kept; None: not
 
 
 def write_rating(
@@ -119,7 +124,9 @@ def write_rating(
 
     With `embed`, sidecars that exist are kept up to date as well, since programs prefer them, and none is made. Nothing
     but xmp:Rating and milnet's own properties changes; of the JPEG nothing but its XMP segment. `replace` overwrites a
-    human's xmp:Rating; MicrosoftPhoto:Rating and EXIF Rating stay, which count for less.
+    human's xmp:Rating; MicrosoftPhoto:Rating and EXIF Rating stay, which count for less. Without stars nothing is
+    replaced. Where no sidecar exists and a human rated inside the photo, the new sidecar gets that rating too; a
+    sidecar that exists without a rating stays without one.
     `dry_run` says what would be done and touches nothing. The same entry a second time writes nothing.
 
     Raises ImageError, which names the file, when anything about it is in doubt: then all files are as they were.
@@ -130,6 +137,7 @@ def write_rating(
         raise UsageError(f"sidecars are named 'append' (IMG.jpg.xmp) or 'replace' (IMG.xmp), got {naming!r}")
     if embed and not is_jpeg(photo):
         raise ImageError(photo, "is no JPEG: its rating can only go into a sidecar (leave out --embed-jpeg)")
+    replace = replace and entry.stars is not None
     found, notes = _find(photo)
     states = {path: _state(path) for path in (*found, photo)}
     sidecars = {path: _read(path) for path in found}
@@ -151,7 +159,10 @@ def write_rating(
     elif not sidecars:
         path, note = _new_sidecar(photo, naming)
         notes += note
-        new[path] = new_packet(_properties(entry, None, human))
+        properties = _properties(entry, None, human)
+        if human is not None:
+            properties[RATING] = str(human)
+        new[path] = new_packet(properties)
     if not embed and inside.packet is not None and _packet(photo, inside.packet).stars not in (None, entry.stars):
         notes.append("holds an earlier rating of milnet inside, which stays: it changes when written there again")
     written = tuple(path for path, data in new.items() if data is not None)
@@ -164,7 +175,10 @@ def write_rating(
     action: Action = "created" if created else "merged" if written else "unchanged"
     if human is not None and entry.stars is not None:
         action = "kept rating"
-    return Outcome(action, tuple(new), written, human, tuple(notes))
+    rating = human if human is not None else entry.stars
+    if rating is None:  # then only ratings of ours can be there
+        rating = _rating(photo, sidecars, inside)
+    return Outcome(action, tuple(new), written, human, tuple(notes), rating)
 
 
 def read_rating(photo: Path) -> int | None:
@@ -206,6 +220,18 @@ def _human(photo: Path, sidecars: Mapping[Path, Packet], inside: Embedded | None
         if inside.rating is not None:
             return inside.rating if 1 <= inside.rating <= 5 else None  # cameras write 0, damage writes anything
         return stars_of_percent(inside.percent) if inside.percent is not None and inside.percent <= 100 else None
+
+
+def _rating(photo: Path, sidecars: Mapping[Path, Packet], inside: Embedded) -> int | None:
+    """The rating in XMP, whoever gave it: of the sidecars or, where none has one, inside the photo."""
+    packets = [*sidecars.items()]
+    if inside.packet is not None:
+        packets.append((photo, _packet(photo, inside.packet)))
+    for path, packet in packets:
+        with _named(path):
+            if (rating := packet.rating) is not None:
+                return rating
+    return None
 
 
 def _properties(entry: Entry, packet: Packet | None, human: int | None) -> dict[Name, str | None]:
