@@ -125,13 +125,13 @@ def test_score_goes_on_after_a_kill(no_cache: bool, place: Path, tmp_path: Path)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     kept = tmp_path / "cut.csv.journal" if no_cache else Path(os.environ["MILNET_HOME"]) / "cache.sqlite"
     wal = kept.with_name(kept.name + "-wal")
-    while process.poll() is None and not (wal.exists() and wal.stat().st_size > 100_000):
+    while process.poll() is None and not (wal.exists() and wal.stat().st_size > 800_000):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not cut.exists()
     found = sqlite3.connect(kept)
-    (before,) = found.execute("SELECT count(*) FROM scores").fetchone()
+    (before,) = found.execute("SELECT count(*) FROM features").fetchone()
     found.close()
     assert 0 < before < 150
     assert json.loads(milnet(*options).stdout)["forward"] == 150 - before
