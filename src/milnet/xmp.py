@@ -15,7 +15,7 @@ Rating 0 is no rating.
 
 *A new sidecar hides what is inside.* Programs that prefer sidecars (darktable) take one without xmp:Rating for "no
 stars". So where a human rated inside the photo, a sidecar that milnet makes says that rating too, as the human's: from
-then on the sidecar's counts. Sidecars that others made without a rating stay without one.
+then on the sidecar's counts. A sidecar that is there and has no rating gets none.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def write_rating(
     With `embed`, sidecars that exist are kept up to date as well, since programs prefer them, and none is made. Nothing
     but xmp:Rating and milnet's own properties changes; of the JPEG nothing but its XMP segment. `replace` overwrites a
     human's xmp:Rating; MicrosoftPhoto:Rating and EXIF Rating stay, which count for less. Without stars nothing is
-    replaced. Where no sidecar exists and a human rated inside the photo, the new sidecar gets that rating too; a
-    sidecar that exists without a rating stays without one.
+    replaced. Where there is no sidecar and a human rated inside the photo, the new sidecar says that rating too; a
+    sidecar that is there and has no rating gets none of a human.
     `dry_run` says what would be done and touches nothing. The same entry a second time writes nothing.
 
     Raises ImageError, which names the file, when anything about it is in doubt: then all files are as they were.
