@@ -14,10 +14,10 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import numpy as np
@@ -62,17 +62,8 @@ def models() -> dict[str, Model]:
     }
 
 
-@dataclass(frozen=True)
-class NoBackbone:
-    """In the place of an extractor: features are given."""
-
-    batch: int = 1
-    look: Any = None
-    config: ClassVar[dict[str, str]] = {}
-
-
 def scorer(model: Model, **options: Any) -> Scorer:
-    return Scorer(model, NoBackbone(), NoBackbone(), "d" * 64, **options)  # type: ignore[arg-type]
+    return Scorer(model, made.NoBackbone(), made.NoBackbone(), "d" * 64, **options)  # type: ignore[arg-type]
 
 
 def scored(of: Scorer, photos: Sequence[str]) -> list[Score]:

@@ -50,11 +50,13 @@ def scorer(**options: Any) -> Any:
     """What a report wants to know of a scorer; no photo goes through it."""
     ids = tuple(f"ref{i}" for i in range(20))
     pool = type("Pool", (), {"ids": ids, "pixels": ("",) * 20, "__len__": lambda self: 20})()
-    recipe = SimpleNamespace(whole=False, model="votes")
-    model = SimpleNamespace(values=np.array(VALUES), pool=pool, recipe=recipe, table_name="made")
     return SimpleNamespace(
-        **{"model": model, "stars": (10.0, 35.0, 65.0, 90.0), "stars_of": "percentile", "digest": "d" * 64, **options}
-    )
+        **{
+            "model": SimpleNamespace(table_name="made"), "values": np.array(VALUES), "pool": pool, "taste": None,
+            "whole": False, "exact": True, "stars": (10.0, 35.0, 65.0, 90.0), "stars_of": "percentile",
+            "digest": "d" * 64, **options,
+        }
+    )  # fmt: skip
 
 
 def made_scores(count: int, folder: Path) -> list[Score]:
