@@ -146,7 +146,8 @@ def test_what_an_extra_would_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names(find_photos([tmp_path / "a.NEF"]), tmp_path) == ["a.NEF"]  # named: it fails with the reason
     (tmp_path / "a.jpg").unlink()
     (tmp_path / "b.jpg").unlink()
-    with pytest.raises(UsageError, match=r"no photos in .*; 1 HEIC file was left out: .*; 2 RAW files were left out: "):
+    kinds = "expected JPEG, PNG, WebP, AVIF, TIFF or GIF files"
+    with pytest.raises(UsageError, match=rf"no photos in .*: {kinds}; 1 HEIC file was left out: .*; 2 RAW files were "):
         find_photos([tmp_path])
 
 
@@ -186,8 +187,13 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError, match="there is no such file, folder or pattern"):
             find_photos(["lib", missing])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"^no photos in empty: expected files ending in .*\.jpg .*\.webp"):
+    monkeypatch.setattr(heif, "is_available", lambda: True)
+    monkeypatch.setattr(raw, "is_available", lambda: True)
+    message = "no photos in empty: expected JPEG, PNG, WebP, AVIF, TIFF, GIF, HEIC or RAW files"
+    with pytest.raises(UsageError, match=f"^{message}$"):
         find_photos(["empty"])
+    with pytest.raises(UsageError, match=r"^no photos were named: expected "):
+        find_photos()
     assert find_photos(["lib/a.jpg", "lib/a.xmp"]).skipped == {"sidecars": 1}  # as folder/* names them
     with pytest.raises(UsageError, match=r"no photos in lib/a\.xmp"):
         find_photos(["lib/a.xmp"])
@@ -261,12 +267,29 @@ def test_a_list_on_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [os.fsencode(path) for path in find_photos(files_from="-").photos] == paths
 
 
+@pytest.mark.parametrize("content", [b"", b"\n\r\n \n", b"\0", b"\xef\xbb\xbf", b"\xff\xfe\n\0"])
+def test_an_empty_list(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was new, which is no error; a folder without photos beside it still is."""
+    (tmp_path / "list").write_bytes(content)
+    assert find_photos(files_from=tmp_path / "list") == Library((), (), {})
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert find_photos(files_from="-") == Library((), (), {})
+    put(tmp_path, "a.jpg")
+    assert find_photos([tmp_path / "a.jpg"], files_from=tmp_path / "list").photos == (tmp_path / "a.jpg",)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"^no photos in .*empty: expected"):
+        find_photos([tmp_path / "empty"], files_from=tmp_path / "list")
+
+
 def test_wrong_lists(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^the list .*none cannot be read: "):
         find_photos(files_from=tmp_path / "none")
-    (tmp_path / "list").write_text("\n\n")
-    with pytest.raises(UsageError, match=r"^no photos in the list .*list: expected files"):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list").write_text(f"\n{tmp_path / 'empty'}\n")  # a path, but no photo
+    with pytest.raises(UsageError, match=r"^no photos in the list .*list: expected JPEG"):
         find_photos(files_from=tmp_path / "list")
+    with pytest.raises(UsageError, match=r"^no photos in .*empty, the list .*list: expected JPEG"):
+        find_photos([tmp_path / "empty"], files_from=tmp_path / "list")
     (tmp_path / "list").write_bytes(b"\xff\xfea")
     with pytest.raises(UsageError, match=r"^the list .*list is damaged: "):
         find_photos(files_from=tmp_path / "list")

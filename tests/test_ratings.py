@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -94,9 +95,10 @@ def test_tables(tmp_path: Path, kind: str) -> None:
     assert ratings.unmatched == ("z.jpg",) and ratings.values == STARS
     assert ratings.report[0] == f"2 of 5 photos are rated in {source.name}, column 'Stars': 1 x 3, 1 x 5"
     assert ratings.report[1:] == [
-        "left out: 1 unrated, 1 rejected, 1 not found",
+        "left out: 1 unrated, 1 rejected, 1 has no rating in the table",
         "rated, but not among the photos: 1: z.jpg",
-        "these are stars: 0 or an empty cell is unrated, -1 is rejected",
+        "these are stars: 0 or an empty cell is unrated, -1 is rejected; of a scale that has 0 or -1, name the levels: "
+        "--levels 0,1,2,3,4,5",
     ]
 
 
@@ -116,6 +118,23 @@ def test_scales(tmp_path: Path, cells: tuple[str, ...], expected: list[float], v
     source = table(tmp_path, "image,rating\n" + "".join(f"{p.name},{c}\n" for p, c in zip(photos, cells, strict=True)))
     ratings = read_ratings(photos, source)
     assert list(ratings.ratings) == expected and ratings.values == values
+
+
+def test_levels_that_have_zero(tmp_path: Path) -> None:
+    """On a scale from 0 to 5, 0 is a rating; on one from 1 to 5 it is none, said or not."""
+    photos = photos_in(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    source = table(tmp_path, "image,rating\na.jpg,0\nb.jpg,5\nc.jpg,\nd.jpg,3\n")
+    ratings = read_ratings(photos, source, levels=[0, 1, 2, 3, 4, 5])
+    assert given_to(ratings) == {"a.jpg": 0, "b.jpg": 5, "d.jpg": 3} and ratings.values is None
+    assert reasons(ratings) == {"c.jpg": UNRATED} and ratings.notes == ()
+    for levels in (None, STARS):
+        ratings = read_ratings(photos, source, levels=levels)
+        assert given_to(ratings) == {"b.jpg": 5, "d.jpg": 3} and ratings.values == STARS
+        assert reasons(ratings) == {"a.jpg": UNRATED, "c.jpg": UNRATED} and ("--levels" in ratings.notes[0]) == (
+            levels is None
+        )
+    lower = table(tmp_path, "image,rating\na.jpg,-1\nb.jpg,1\nc.jpg,0\n")
+    assert given_to(read_ratings(photos, lower, levels=[-1, 0, 1])) == {"a.jpg": -1, "b.jpg": 1, "c.jpg": 0}
 
 
 def test_columns(tmp_path: Path) -> None:
@@ -215,8 +234,15 @@ def test_defects_of_jsonl(tmp_path: Path) -> None:
 
 
 def test_what_is_no_source(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"ratings 'nowhere.csv': expected 'xmp' or a file \(.csv, .tsv, .jsonl"):
-        read_ratings([], "nowhere.csv")
+    expected = r"; expected 'xmp' or a file \(.csv, .tsv, .jsonl, .parquet, .lrcat, digikam4.db\)$"
+    for source in ("Catalog.lrcat", "nowhere.csv", "my/ratings", str(tmp_path / "none")):
+        with pytest.raises(UsageError, match=f"^{re.escape(source)} does not exist{expected}"):
+            read_ratings([], source)
+    for source in ("XMP", "lightroom"):
+        with pytest.raises(UsageError, match=f"^ratings '{source}'{expected}"):
+            read_ratings([], source)
+    with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path))} is a folder{expected}"):
+        read_ratings([], str(tmp_path))
     for name, content in (("my.xlsx", b"PK\x03\x04 sheet"), ("x.csv", b"PK\x03\x04 catalogue")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(AnnotationError, match=r"a spreadsheet\? save it as csv; a zipped copy of a catalogue\?"):
@@ -232,6 +258,45 @@ def test_what_is_no_source(tmp_path: Path) -> None:
     database.write_bytes(database.read_bytes()[:100] + bytes(5000))
     with pytest.raises(AnnotationError, match="cannot be read as a catalogue"):
         read_ratings([], str(database))
+
+
+@pytest.mark.parametrize("name", ["Catalog.lrcat", "OLD.LRCAT", "digikam4.db"])
+@pytest.mark.parametrize("content", [b"", bytes(5000), b"photo,rating\na.jpg,3\n", b"SQLite format 2\0", b"PAR1"])
+def test_a_catalogue_that_is_no_database(tmp_path: Path, name: str, content: bytes) -> None:
+    """It is not read as a table, whatever it holds."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AnnotationError, match=rf"{name}: is no SQLite database, which a catalogue is: it is damaged"):
+        read_ratings([], str(tmp_path / name))
+    (tmp_path / name).write_bytes(b"PK\x03\x04 catalogue")
+    with pytest.raises(AnnotationError, match="a zipped copy of a catalogue"):
+        read_ratings([], str(tmp_path / name))
+
+
+@pytest.mark.parametrize("header", ["photo", "photo|rating", '"photo,rating"', "\nphoto,rating", "photo rating"])
+def test_a_table_of_one_column(tmp_path: Path, header: str) -> None:
+    """What to do is said in words of the commands that read ratings, which have no --separator."""
+    with pytest.raises(AnnotationError, match="line 1: expected a table whose first line names a column") as caught:
+        read_ratings([], table(tmp_path, f"{header}\na.jpg,3\n"))
+    assert "--" not in caught.value.reason
+
+
+def test_separators(tmp_path: Path) -> None:
+    """The one that makes most columns, whatever stands in quotes."""
+    photos = photos_in(tmp_path, "a.jpg")
+    for text in (
+        '"my, own, photo";rating\na.jpg;4\n',
+        '"my,\nown, photo";"rating"\na.jpg;4\n',
+        "photo\trating\na.jpg\t4\n",
+        "\ufeffphoto;rating\r\na.jpg;4\r\n",
+    ):
+        source = tmp_path / "my.csv"
+        source.write_bytes(text.encode())
+        column = "my, own, photo" if "own" in text else None
+        assert given_to(read_ratings(photos, str(source), photo_column=column)) == {"a.jpg": 4}
+    for content, reason in ((b"\xff\xfep\0", "expected UTF-8, got other bytes"), (b'a"b","x"y\n', "is not valid csv")):
+        source.write_bytes(content)
+        with pytest.raises(AnnotationError, match=reason):
+            read_ratings(photos, str(source))
 
 
 @settings(max_examples=100, deadline=None)
@@ -451,6 +516,7 @@ def test_digikam(tmp_path: Path) -> None:
     assert given_to(ratings) == {"a.jpg": 5, "b.jpg": 1, "f.jpg": 2, "g.jpg": 3}
     assert reasons(ratings) == {"c.jpg": UNRATED, "d.jpg": REJECTED, "e.jpg": NOT_FOUND, "h.jpg": NOT_FOUND}
     assert ratings.source == "digiKam: digikam4.db" and ratings.values == STARS
+    assert ratings.report[1] == "left out: 1 unrated, 1 rejected, 2 have no rating in the catalogue"
     # Moved: from the root folder's name on.
     moved = photos_in(tmp_path / "elsewhere/my photos+", "2021/b.jpg") + photos_in(tmp_path / "elsewhere", "2021/b.jpg")
     assert list(read_ratings(moved, source).photos) == moved[:1]

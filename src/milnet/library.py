@@ -76,7 +76,8 @@ def find_photos(arguments: Iterable[str | Path] = (), *, files_from: str | Path 
 
     `files_from`: a file with one path a line, or with a NUL behind each path; `-` is the standard input. Blank lines
     are skipped; nothing is expanded. A path of the list that does not exist is a failure and the rest goes on. An
-    argument that does not exist is a UsageError; so are a list that cannot be read, and nothing found at all.
+    argument that does not exist is a UsageError; so are a list that cannot be read, and nothing found at all. But a
+    list with no path in it, without arguments, is an empty library: nothing was new.
     """
     found = _Found()
     arguments = list(arguments)
@@ -93,15 +94,16 @@ def find_photos(arguments: Iterable[str | Path] = (), *, files_from: str | Path 
             raise UsageError(f"{argument}: there is no such file, folder or pattern")
         for match in matches:
             _take(found, match)
+    listed = 0
     if files_from is not None:
         for path in _listed_paths(files_from):
             _take(found, path)
+            listed += 1
     library = Library(tuple(found.photos.values()), tuple(found.failures.values()), dict(found.skipped))
-    if not library.photos and not library.failures:
-        where = ", ".join(map(str, arguments)) or f"the list {files_from}"
-        raise UsageError(
-            f"no photos in {where}: expected files ending in {_suffixes()}" + "".join(f"; {n}" for n in library.notes)
-        )
+    if not library.photos and not library.failures and (arguments or listed or files_from is None):
+        named = [*map(str, arguments), *([f"the list {files_from}"] if listed else [])]
+        where = f"in {', '.join(named)}" if named else "were named"
+        raise UsageError(f"no photos {where}: expected {_kinds()} files" + "".join(f"; {n}" for n in library.notes))
     return library
 
 
@@ -244,8 +246,14 @@ def _why(error: Exception, path: Path) -> str:
     return f"cannot be opened ({error})"  # too long a name, a null character, a broken disk
 
 
-def _suffixes() -> str:
-    return " ".join(sorted(_readable_suffixes()))
+def _kinds() -> str:
+    """The usual kinds of photos that can be decoded here, in words."""
+    kinds = ["JPEG", "PNG", "WebP", "AVIF", "TIFF", "GIF"]
+    if heif.is_available():
+        kinds.append("HEIC")
+    if raw.is_available():
+        kinds.append("RAW")
+    return f"{', '.join(kinds[:-1])} or {kinds[-1]}"
 
 
 # ---- patterns --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ ImageInformation); that of Lightroom, which Adobe does not publish, against desc
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import sqlite3
@@ -34,7 +36,7 @@ from urllib.parse import quote, unquote
 from milnet.annotations import Problems
 from milnet.datasets.columns import named, one_of
 from milnet.datasets.imported import first_few, photo_id
-from milnet.datasets.text import Sheet, number, one_line, read_csv, read_lines, read_parquet, unclean
+from milnet.datasets.text import Sheet, decode, number, one_line, read_csv, read_lines, read_parquet, unclean
 from milnet.errors import AnnotationError, ImageError, UsageError
 from milnet.xmp import read_rating
 
@@ -42,6 +44,8 @@ UNRATED, REJECTED, NOT_FOUND = "unrated", "rejected", "not found"
 STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
 _PHOTO = ("photo", "image", "file", "path", "filename", "imagename", "sourcefile")
 _RATING = ("rating", "stars", "score")
+_ZIP = b"PK\x03\x04"  # spreadsheets, too
+_SEPARATORS = ",;\t"  # spreadsheets of half of Europe write ";"
 _SAME_FILE = 1_000_000  # how well a full path fits; a name fits as well as the number of parts that agree
 
 
@@ -64,6 +68,7 @@ class Ratings:
     values: tuple[float, ...] | None  # the levels that can be given, increasing; None where only the ratings tell
     unmatched: tuple[str, ...] = ()  # photos that a table rates and that were not among the photos given
     notes: tuple[str, ...] = ()
+    place: str = "the table"  # where photos that were not found have no rating: "the table" or "the catalogue"
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -74,11 +79,14 @@ class Ratings:
         levels = ", ".join(f"{count:,} x {value:g}" for value, count in sorted(Counter(self.ratings).items()))
         total = len(self) + len(self.left_out)
         lines = [f"{len(self):,} of {total:,} photos are rated in {self.source}" + (f": {levels}" if levels else "")]
-        plain = (UNRATED, REJECTED, NOT_FOUND)
-        counts = Counter(one.reason for one in self.left_out if one.reason in plain)
-        if counts:
-            lines.append("left out: " + ", ".join(f"{counts[reason]:,} {reason}" for reason in plain if counts[reason]))
-        odd = [f"left out: {one.photo}: {one.reason}" for one in self.left_out if one.reason not in plain]
+        plain = {UNRATED: "unrated", REJECTED: "rejected"}
+        counts = Counter(one.reason for one in self.left_out)
+        told = [f"{counts[reason]:,} {words}" for reason, words in plain.items() if counts[reason]]
+        if missing := counts[NOT_FOUND]:
+            told.append(f"{missing:,} {'has' if missing == 1 else 'have'} no rating in {self.place}")
+        if told:
+            lines.append("left out: " + ", ".join(told))
+        odd = [f"left out: {one.photo}: {one.reason}" for one in self.left_out if one.reason not in (*plain, NOT_FOUND)]
         lines += odd if len(odd) <= 10 else [*odd[:9], f"left out: {len(odd) - 9:,} more for reasons of this kind"]
         if self.unmatched:
             lines.append(f"rated, but not among the photos: {len(self.unmatched):,}: {first_few(list(self.unmatched))}")
@@ -104,13 +112,15 @@ def read_ratings(
     *,
     photo_column: str | None = None,
     rating_column: str | None = None,
+    levels: Sequence[float] | None = None,
     problems: Problems | None = None,
 ) -> Ratings:
     """The ratings of these photos: from "xmp", or from the file that `source` names.
 
     Ratings of a table are any numbers; when all are stars (whole numbers, -1 to 5), 0 is unrated and -1 rejected, as in
-    XMP. An empty cell is unrated. The columns are found by their names (photo, image, file, path or filename; rating,
-    stars or score, in any capitals), unless they are said.
+    XMP, unless 0 or -1 is among the `levels` that the person says they rate with. An empty cell is unrated. The columns
+    are found by their names (photo, image, file, path or filename; rating, stars or score, in any capitals), unless
+    they are said.
 
     Raises UsageError for a source that is none, AnnotationError for a file that cannot be read. A line of a table that
     cannot be used is a defect with its number, reported to `problems`: the first is raised unless that keeps going.
@@ -119,21 +129,31 @@ def read_ratings(
         return _from_xmp(photos)
     file = Path(source).expanduser()
     if not file.is_file():
-        raise UsageError(
-            f"ratings {source!r}: expected 'xmp' or a file (.csv, .tsv, .jsonl, .parquet, .lrcat, digikam4.db)"
-        )
+        if file.is_dir():
+            why = f"{source} is a folder"
+        elif file.suffix or len(file.parts) > 1:
+            why = f"{source} does not exist"
+        else:
+            why = f"ratings {source!r}"
+        raise UsageError(f"{why}; expected 'xmp' or a file (.csv, .tsv, .jsonl, .parquet, .lrcat, digikam4.db)")
     start = _start(file)
     if start.startswith(b"SQLite format 3\0"):
         if photo_column or rating_column:
             raise UsageError(f"{file}: is a catalogue, whose columns are known: leave out their names")
         return _from_catalogue(photos, file)
-    return _from_table(photos, file, start, photo_column, rating_column, problems or Problems())
+    if (file.suffix.lower() == ".lrcat" or file.name.lower() == "digikam4.db") and not start.startswith(_ZIP):
+        raise AnnotationError(
+            "is no SQLite database, which a catalogue is: it is damaged, or something else under this name. Take the "
+            "program's last backup of it",
+            file=file,
+        )
+    return _from_table(photos, file, start, photo_column, rating_column, levels or (), problems or Problems())
 
 
-def _start(file: Path) -> bytes:
+def _start(file: Path, size: int = 16) -> bytes:
     try:
         with file.open("rb") as stream:
-            return stream.read(16)
+            return stream.read(size)
     except OSError as error:
         raise AnnotationError(f"cannot be read: {error.strerror or error}", file=file) from error
 
@@ -166,6 +186,7 @@ def _from_table(
     start: bytes,
     photo_column: str | None,
     rating_column: str | None,
+    levels: Sequence[float],
     problems: Problems,
 ) -> Ratings:
     sheet = _sheet(file, start, problems)
@@ -173,10 +194,11 @@ def _from_table(
         raise UsageError(f"{file}: these are scores that milnet gave, not ratings of yours")
     photo = _column(sheet, photo_column, _PHOTO, "photo")
     rating = _column(sheet, rating_column, _RATING, "rating")
-    rows, stars = _rows(sheet, photo, rating, problems)
+    rows, stars = _rows(sheet, photo, rating, levels, problems)
     notes = []
     if stars and any(row.rating is None or row.rejected for row in rows):
-        notes.append("these are stars: 0 or an empty cell is unrated, -1 is rejected")
+        other = "" if levels else "; of a scale that has 0 or -1, name the levels: --levels 0,1,2,3,4,5"
+        notes.append(f"these are stars: 0 or an empty cell is unrated, -1 is rejected{other}")
     return _matched(photos, rows, f"{file.name}, column {rating!r}", STARS if stars else None, notes, problems, sheet)
 
 
@@ -184,7 +206,7 @@ def _sheet(file: Path, start: bytes, problems: Problems) -> Sheet:
     suffix = file.suffix.lower()
     if start.startswith(b"PAR1"):
         return read_parquet(file)[0]
-    if start.startswith(b"PK\x03\x04") or suffix in (".parquet", ".xlsx", ".zip"):
+    if start.startswith(_ZIP) or suffix in (".parquet", ".xlsx", ".zip"):
         raise AnnotationError(
             "expected csv, tsv, jsonl, Parquet or a catalogue, got something else (a spreadsheet? save it as csv; a "
             "zipped copy of a catalogue? unpack it)",
@@ -192,13 +214,29 @@ def _sheet(file: Path, start: bytes, problems: Problems) -> Sheet:
         )
     if suffix in (".jsonl", ".ndjson"):
         return _read_jsonl(file, problems)
-    try:
-        with file.open("rb") as stream:
-            header = stream.readline(65_536)
-    except OSError as error:
-        raise AnnotationError(f"cannot be read: {error.strerror or error}", file=file) from error
-    # Spreadsheets of half of Europe write ";".
-    return read_csv(file, problems, separator=max(",;\t", key=lambda one: header.count(one.encode())))
+    return read_csv(file, problems, separator=_separator(file))
+
+
+def _separator(file: Path) -> str:
+    """What separates the columns: whatever makes most of them. AnnotationError where there is only one."""
+    text = decode(_start(file, 65_536))
+    headers: dict[str, list[str]] = {}
+    for separator in _SEPARATORS:
+        with suppress(csv.Error, StopIteration):  # read_csv says what is wrong
+            headers[separator] = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    best = max(_SEPARATORS, key=lambda separator: len(headers.get(separator, ())))
+    header = headers.get(best, [])
+    if len(header) >= 2 or not text.strip() or unclean(header):
+        return best
+    for separator in _SEPARATORS:
+        if separator not in headers:  # not valid csv, which read_csv says with the line
+            return separator
+    raise AnnotationError(
+        "expected a table whose first line names a column for the photo and one for the rating, with a comma, a "
+        f"semicolon or a tab between them, got {''.join(header)[:80]!r}",
+        file=file,
+        line=1,
+    )
 
 
 def _read_jsonl(file: Path, problems: Problems) -> Sheet:
@@ -242,7 +280,9 @@ def _column(sheet: Sheet, given: str | None, wanted: Sequence[str], what: str) -
     return found
 
 
-def _rows(sheet: Sheet, photo: str, rating: str, problems: Problems) -> tuple[list[_Row], bool]:
+def _rows(
+    sheet: Sheet, photo: str, rating: str, levels: Sequence[float], problems: Problems
+) -> tuple[list[_Row], bool]:
     """The rows that can be used, and whether the ratings are stars."""
     at, of = sheet.names.index(photo), sheet.names.index(rating)
     read: list[tuple[int, str, float | None]] = []
@@ -256,7 +296,7 @@ def _rows(sheet: Sheet, photo: str, rating: str, problems: Problems) -> tuple[li
         else:
             read.append((row, name, value))
     values = {value for _, _, value in read if value is not None}
-    stars = values <= {-1.0, 0.0, *STARS}
+    stars = values <= {-1.0, 0.0, *STARS} and not {-1.0, 0.0} & set(levels)
     rows = []
     for row, name, value in read:
         rejected = stars and value == -1
@@ -450,6 +490,7 @@ def _matched(
         values,
         tuple(unmatched),
         tuple(notes),
+        "the catalogue" if sheet is None else "the table",
     )
 
 
