@@ -57,7 +57,7 @@ def taste(
     check_new_folder(output, "taste", overwrite=overwrite)
     values = None if levels is None else _levels(levels)
     library = find_library(context, photos)
-    given = read_ratings(library.photos, ratings, photo_column=photo_column, rating_column=rating_column)
+    given = read_ratings(library.photos, ratings, photo_column=photo_column, rating_column=rating_column, levels=values)
     for line in given.report:
         context.say(line)
     names = _ids(given.photos)
