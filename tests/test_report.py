@@ -322,10 +322,13 @@ def test_outside_the_pool(models: dict[str, Model], tmp_path: Path) -> None:
     found = {photo["name"]: (photo["outside"], photo["unlike_text"]) for photo in page.data["photos"]}
     # 0.97 would not be above the limit
     assert found == {"a.jpg": (True, "0.9701"), "b.jpg": (False, "0.97"), "c.jpg": (False, None)}
-    assert "1 outside what the pool shows" in page.text
-    assert plain(page).count("0.9701 outside what the pool shows") == 1
+    assert "1 unlike anything it learned from" in page.text
+    assert plain(page).count("0.9701 unlike anything it learned from") == 1
+    (chip,) = [a["title"] for a in page.of("span") if "title" in a]
+    assert chip == "Above 0.97 in \u201cunlike\u201d: trust neither its score nor its interval"
     calm = written(tmp_path / "r.html", [second], [], scorer=by)
-    assert "1 outside what" not in calm.text
+    assert "1 unlike anything" not in calm.text
+    assert "Above 0.97 it is unlike anything it learned from: trust nothing said about it." in calm.text
 
 
 def test_a_model_that_was_not_calibrated(models: dict[str, Model], tmp_path: Path) -> None:
@@ -347,7 +350,9 @@ def test_a_model_of_ones_own_taste(models: dict[str, Model], tmp_path: Path) -> 
     scores = scored(by, ["a.jpg", "b.jpg"])
     page = written(tmp_path / "r.html", scores, [], scorer=by)
     assert "What you would say about these photos" in page.text
-    assert "the 20 photos you rated" in page.text and "the rest of the pool (12 photos)" in str(page.data)
+    assert "the 20 photos you rated" in page.text and "the rest of your rated photos (12 photos)" in str(page.data)
+    assert "unlike any photo you rated" in page.text and page.data["far"] == "unlike any photo you rated"
+    assert not re.search(r"\bpool\b", page.text)
     assert all(one["name"].startswith("mine") for one in page.data["pool"])
     assert "predicted from your own ratings" in page.text
     assert "a large panel" not in page.text and "viewers will disagree" not in page.text
@@ -394,8 +399,10 @@ def test_percentiles_at_the_ends(models: dict[str, Model], tmp_path: Path) -> No
         (100.0, "100"),
         (99.7, "99.7"),
         (99.97, "99.97"),
+        (99.999, "99.99"),
         (0.0, "0"),
         (0.2, "0.2"),
+        (0.001, "0.01"),
         (50.4, "50"),
     ):
         page = written(tmp_path / "r.html", [replace(score, percentile=percentile)], [], scorer=by)
@@ -446,7 +453,30 @@ def test_folders_of_photos_with_one_name(models: dict[str, Model], tmp_path: Pat
     by = scorer(models["votes"])
     page = written(tmp_path / "r.html", scored(by, ["x/a.jpg", "y/a.jpg", "z/b.jpg"]), [], scorer=by)
     found = sorted((photo["name"], photo["folder"]) for photo in page.data["photos"])
-    assert found == [("a.jpg", "x"), ("a.jpg", "y"), ("b.jpg", "")]
+    assert found == [("a.jpg", "x/"), ("a.jpg", "y/"), ("b.jpg", "")]
+
+
+@pytest.mark.parametrize(
+    ("photos", "folders"),
+    [
+        (["/in/x/1/a", "/in/x/2/a", "/in/a"], ["x/1/", "x/2/", ""]),  # below the folder that all are in
+        (["/in/a", "/in/x/a", "/in/x/b"], ["", "x/", ""]),
+        (["/in/x/a", "/in/xy/a"], ["x/", "xy/"]),  # folders, not letters, are in common
+        (["a", "x/a"], ["", "x/"]),
+        (["/in/x/a", "x/a"], ["/in/x/", "x/"]),  # none is in common
+        (["/a", "/x/a"], ["", "x/"]),
+        (["in/x\ny/a", "in/z/a"], ["x\\ny/", "z/"]),
+        (["in/a", "in/a"], ["", ""]),
+    ],
+)
+def test_the_folders_that_are_shown(
+    models: dict[str, Model], tmp_path: Path, photos: list[str], folders: list[str]
+) -> None:
+    by = scorer(models["votes"])
+    one = scored(by, ["a"])[0]
+    page = written(tmp_path / "r.html", [replace(one, photo=photo) for photo in photos], [], scorer=by)
+    found = sorted((photo["path"], photo["folder"]) for photo in page.data["photos"])
+    assert found == sorted((shown(photo), folder) for photo, folder in zip(photos, folders, strict=True))
 
 
 def test_links_to_the_files(models: dict[str, Model], tmp_path: Path) -> None:

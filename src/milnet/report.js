@@ -32,7 +32,11 @@
     return element;
   }
 
-  const named = (text, className) => make("span", { class: className }, make("bdi", { text }));
+  /** A photo's name; where others have the same, behind the folders in which they differ. */
+  const nameOf = (photo) => [
+    ...(photo.folder ? [make("span", { class: "within" }, make("bdi", { text: photo.folder }))] : []),
+    make("bdi", { text: photo.name })
+  ];
 
   /** Numbers as they are written everywhere in the report. */
   const fixed = (x, digits) => (x === null ? "\u2013" : x.toFixed(digits).replace("-", MINUS));
@@ -42,12 +46,12 @@
     return Number(text) === 0 ? text : (x > 0 ? "+" : MINUS) + text;
   }
 
-  /** A percentile; more digits where it would look like all or none of the pool. */
+  /** A percentile; more digits where it would look like all or none of the pool: "100" means all. */
   function percentileText(x) {
     const digits = [0, 1, 2].find(
       (n) => (Number(x.toFixed(n)) === 100) === (x === 100) && (Number(x.toFixed(n)) === 0) === (x === 0)
     );
-    return x.toFixed(digits ?? 2);
+    return digits === undefined ? (x > 50 ? "99.99" : "0.01") : x.toFixed(digits);
   }
 
   /** What the reader chose is kept where the browser allows it. */
@@ -85,9 +89,11 @@
   const report = JSON.parse(byId("report-data").textContent);
   const { photos, values } = report;
   const first = values[0], last = values[values.length - 1];
+  const POOL = report.own ? "the photos you rated" : "the pool\u2019s photos";
   const OWN = report.own ? "what people in general say of it, on your scale" : "what the photo itself adds";
   photos.forEach((photo, index) => {
     photo.index = index;
+    photo.label = photo.folder + photo.name;
     photo.place = index + 1; // 1 = the highest score; also the number in the address
     photo.width = photo.low === null || photo.high === null ? null : photo.high - photo.low;
     photo.sharpness = photo.signals ? photo.signals.sharpness : null;
@@ -114,7 +120,7 @@
     { key: "percentile", label: "Percentile", digits: 0 },
     { key: "width", label: "Width of the interval (doubt)", short: "Interval width", digits: 2 },
     { key: "spread", label: "Spread of the votes", short: "Spread", digits: 2 },
-    { key: "unlike", label: "Unlike the pool (doubt)", short: "Unlike", digits: 2 },
+    { key: "unlike", label: `Unlike ${POOL} (doubt)`, short: "Unlike", digits: 2 },
     { key: "sharpness", label: "Sharpness", digits: 0 },
   ].filter(({ key }) => photos.some((photo) => photo[key] !== null));
   const rounded = (x, digits) => Number(x.toFixed(digits));
@@ -163,12 +169,22 @@
   const starWords = (n) => `${n} of ${report.stars} stars`;
   const burstWords = ({ number, rank, size, keep }) =>
     `burst ${number}: ${rank === null ? size + " photos" : `${rank} of ${size}`}${keep ? ", keep" : ""}`;
-  const outsideWords = "outside the pool";
+  const farWhy = `Hardly one of ${POOL} is so far from the others: trust neither score nor interval`;
+
+  function rankWords({ percentile }) {
+    const text = percentileText(percentile);
+    const part = percentile === 100 ? "all" : percentile === 0 ? "none" : `${text}\u00a0%`;
+    return `Percentile ${text}: scores higher than ${part} of ${POOL}.`;
+  }
 
   /** Score and interval on the scale of the values, as a line with a band and a dot. */
   function strip(photo) {
     const at = (x) => `${Math.min(100, Math.max(0, (100 * (x - first)) / (last - first))).toFixed(2)}%`;
-    const line = make("span", { class: "strip", "aria-hidden": "true" });
+    const line = make("span", {
+      class: "strip", "aria-hidden": "true",
+      title: `Dot: score ${fixed(photo.score, 2)} on a scale of ${first} to ${last}.` + (photo.width === null ? ""
+        : ` Band: ${report.coverage} interval, ${fixed(photo.low, 2)} to ${fixed(photo.high, 2)}.`)
+    });
     if (photo.width !== null) {
       const band = make("i");
       band.style.left = at(photo.low);
@@ -192,14 +208,14 @@
         })
         : make("span", { class: `badge${photo.burst.keep ? " keep" : ""}`, text: words }));
     }
-    if (photo.outside) found.push(make("span", { class: "badge warn", text: outsideWords }));
+    if (photo.outside) found.push(make("span", { class: "badge warn", title: farWhy, text: report.far }));
     return found;
   }
 
   const markButton = (photo) => make("button", {
     type: "button", class: "tick", "aria-pressed": String(view.marks.includes(photo)),
-    "aria-label": `Mark ${photo.name} to compare`,
-    title: "Mark to compare (c)", "data-mark": photo.index, on: { click: () => toggleMark(photo) },
+    "aria-label": `Mark ${photo.label} to compare`,
+    title: "Mark this photo, to compare it with another (key c)", "data-mark": photo.index, on: { click: () => toggleMark(photo) },
   });
 
   const inWords = (numbers) => values.map((value, i) => `${value}: ${numbers[i]}`).join(", ");
@@ -214,7 +230,7 @@
     const shares = photo.votes.map((share) => `${(100 * share).toFixed(0)} %`);
     const svg = draw("svg", {
       class: "chart", viewBox: `0 0 ${WIDTH} ${LINE + 10}`, role: "img",
-      "aria-label": `Predicted votes by value: ${inWords(shares)}`
+      "aria-label": `Predicted ${report.own ? "ratings" : "votes"} by value: ${inWords(shares)}`
     });
     photo.votes.forEach((share, i) => {
       const height = ((BASE - TOP) * share) / most, middle = units(slot * (i + 0.5));
@@ -281,12 +297,18 @@
     return total ? reference.votes.reduce((sum, n, i) => sum + n * values[i], 0) / total : null;
   };
 
+  /** Of people the mean vote; of one person the rating, as it was given. */
+  function ratingOf(reference) {
+    const mean = meanVote(reference), text = fixed(mean, 2);
+    return report.own && mean !== null ? text.replace(/\.?0+$/, "") : text;
+  }
+
   function referenceCell(reference, aside) {
     const cell = make("div", { class: "reference" });
     if (reference.picture !== null) {
       const frame = make("span", { class: "frame" });
       cell.append(frame);
-      fill(frame, `pool-${reference.picture}`, `The pool\u2019s photo ${reference.name}`);
+      fill(frame, `pool-${reference.picture}`, `${report.own ? "Your" : "The pool\u2019s"} photo ${reference.name}`);
     }
     cell.append(make(
       "div", {}, make("bdi", { text: reference.name }),
@@ -295,21 +317,21 @@
     return cell;
   }
 
-  /** base + own + references + rest = score, each with its signed bar. */
+  /** base + own + references + rest = score, each with its signed bar. One person's votes are one number: a rating. */
   function partsTable(photo) {
-    const many = photo.references.length > 0;
+    const many = photo.references.length > 0, rated = report.own ? "Your rating" : "Mean vote";
     const largest = Math.max(...[photo.own, photo.rest, ...photo.references.map(([, , adds]) => adds)].map(Math.abs));
     const blanks = () => (
       many ? [
-        make("td", { class: "people" }), make("td", { class: "likeness" }),
+        ...(report.own ? [] : [make("td", { class: "people" })]), make("td", { class: "likeness" }),
         make("td", { class: "likeness" })
       ] : []
     );
     const head = make("tr", {}, make("th", { scope: "col", text: "Part" }),
       ...(
         many ? [
-          make("th", { scope: "col", class: "people", text: "Votes" }),
-          make("th", { scope: "col", class: "likeness", text: "Mean vote" }),
+          ...(report.own ? [] : [make("th", { scope: "col", class: "people", text: "Votes" })]),
+          make("th", { scope: "col", class: "likeness", text: rated }),
           make("th", { scope: "col", class: "likeness", text: "Likeness" })
         ] : []
       ),
@@ -326,15 +348,16 @@
       ),
       plain("Own", OWN, signed(photo.own), signedBar(photo.own, largest)),
       ...photo.references.map(([number, likeness, adds]) => {
-        const reference = report.pool[number], mean = fixed(meanVote(reference), 2);
+        const reference = report.pool[number], mean = ratingOf(reference);
         return make("tr", {},
           make(
             "th", { scope: "row" },
             referenceCell(reference, [
-              `likeness\u00a0${likeness.toFixed(2)}`, make("br"), `mean\u00a0vote\u00a0${mean}`
+              `likeness\u00a0${likeness.toFixed(2)}`, make("br"), `${rated.toLowerCase().replace(" ", "\u00a0")}\u00a0${mean}`
             ])
           ),
-          make("td", { class: "people" }, votesOf(reference)), make("td", { class: "likeness", text: mean }),
+          ...(report.own ? [] : [make("td", { class: "people" }, votesOf(reference))]),
+          make("td", { class: "likeness", text: mean }),
           make("td", { class: "likeness", text: likeness.toFixed(2) }),
           make("td", { class: "direction" }, signedBar(adds, largest)),
           make("td", { class: "number", text: signed(adds) }));
@@ -362,21 +385,20 @@
         "svg", { class: "sign", viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" },
         draw("path", { d: "M12 3.5 22 20.5H2Z M12 10v4.5 M12 17.6v.1" })
       ),
-      make("p", {}, make("b", { text: "Outside what the pool shows." }), ` ${words}`));
+      make("p", {}, make("b", { text: `${report.far[0].toUpperCase()}${report.far.slice(1)}.` }), ` ${words}`));
   }
 
   /** The picture, and beside it all that is said of it. `link`: whether the name in `heading` leads to its page. */
   function face(photo, heading, link) {
-    const name = make("bdi", { text: photo.name });
+    const name = make("span", {}, ...nameOf(photo));
     if (photos.length > 1 || heading.id) heading.append(make("span", { class: "place", text: photo.place }), " ");
     heading.append(link ? make("a", { href: `#photo-${photo.place}` }, name) : name);
     const head = make("div", { class: "face-head" }, heading, link && photos.length > 1 ? markButton(photo) : null);
     const pills = badges(photo, photos.length > 1).filter((badge) => !badge.classList.contains("warn"));
     const interval = photo.width === null ? null : `${fixed(photo.low, 2)} to ${fixed(photo.high, 2)}`;
     const facts = make("div", { class: "facts" }, head,
-      photo.folder ? make("p", { class: "folder" }, make("bdi", { text: photo.folder })) : null,
       photo.outside ? warning(
-        `Unlike is ${photo.unlike_text}: hardly a photo of the pool is so far from the others. `
+        `Unlike is ${photo.unlike_text}: hardly one of ${POOL} is so far from the others. `
           + "Trust neither its score nor its interval."
       ) : null,
       make("div", { class: "body" },
@@ -390,10 +412,7 @@
             text: starSigns(photo.stars)
           }),
           photo.percentile === null ? null : make("p", {
-            class: "rank",
-            text: `Percentile ${percentileText(photo.percentile)}: scores higher than `
-              + `${percentileText(photo.percentile)}\u00a0% of `
-              + (report.own ? "the photos you rated." : "the pool\u2019s photos.")
+            class: "rank", text: rankWords(photo)
           }),
           pills.length ? make("p", { class: "labels" }, ...pills) : null),
         chart(photo)),
@@ -401,7 +420,7 @@
         interval ? fact(`${report.coverage} interval`, interval) : null,
         photo.spread === null ? null : fact("Spread of the votes", photo.spread.toFixed(2)),
         photo.unlike === null ? null : fact("Unlike", photo.unlike_text, `limit ${report.unlike}`)));
-    return make("div", { class: "face" }, picture(photo, `The photo ${photo.name}`), facts);
+    return make("div", { class: "face" }, picture(photo, `The photo ${photo.label}`), facts);
   }
 
   const percent = (x) => `${(100 * x).toFixed(x > 0 && x < 0.01 ? 2 : 1)}\u00a0%`;
@@ -527,7 +546,7 @@
     all: "All photos", best: "Best of each burst only", keep: "Only what is worth keeping",
     in: "Photos in bursts", alone: "Photos that stand alone"
   };
-  const OUTSIDES = { all: "All photos", inside: "Only what the pool knows", outside: "Only outside the pool" };
+  const OUTSIDES = { all: "All photos", inside: "Only photos like those", outside: `Only ${report.far}` };
 
   /** What is filtered at the moment, each with a button that ends it. */
   function showChips() {
@@ -601,7 +620,7 @@
         ...Object.entries(options).map(([value, text]) => make("option", { value, text }))
       )));
     if (bursts.size) choice("burst", "Bursts", BURSTS);
-    if (photos.some((photo) => photo.outside)) choice("outside", "Outside what the pool shows", OUTSIDES);
+    if (photos.some((photo) => photo.outside)) choice("outside", `Like ${POOL}`, OUTSIDES);
     panel.append(make(
       "fieldset", {}, make("legend", { text: "All filters" }),
       make("button", { type: "button", text: "Clear", on: { click: clearFilters } })
@@ -736,15 +755,16 @@
   let printing = false;
 
   function tile(photo) {
-    const name = make("span", { class: "name", title: photo.path }, make("bdi", { text: photo.name }));
+    const name = make("span", { class: "name", title: photo.path }, ...nameOf(photo));
     const frame = picture(photo);
+    if (photo.outside) frame.title = farWhy; // the badge lies above it, and lets the pointer through
     const words = make("span", { class: "words" },
       make("span", { class: "line" }, make("b", { text: photo.score.toFixed(2) }),
         photo.stars === null ? null : make("span", {
           class: "signs", role: "img", "aria-label": starWords(photo.stars),
           text: starSigns(photo.stars)
         }),
-        photo.percentile === null ? null : make("span", { class: "soft", title: "Percentile in the pool" },
+        photo.percentile === null ? null : make("span", { class: "soft", title: rankWords(photo) },
           make("span", { class: "word", text: "percentile " }),
           make("span", { class: "short", "aria-hidden": "true", text: "P" }), percentileText(photo.percentile))),
       strip(photo), name);
@@ -757,7 +777,7 @@
   function extraWords(photo) {
     const words = [
       photo.burst ? burstWords(photo.burst) : null,
-      photo.outside ? "outside what the pool shows" : null
+      photo.outside ? report.far : null
     ].filter(Boolean).join(", ");
     return words ? make("span", { class: "only-read", text: words }) : null;
   }
@@ -769,7 +789,7 @@
       label: "Name", key: "name", width: "minmax(7rem, 2fr)",
       cell: (photo) => make(
         "a", { class: "open", href: `#photo-${photo.place}`, title: photo.path },
-        make("bdi", { text: photo.name }), extraWords(photo)
+        ...nameOf(photo), extraWords(photo)
       )
     },
     {
@@ -805,7 +825,7 @@
       label: "Unlike", key: "unlike", width: "5rem", number: true, least: 940, when: has("unlike"),
       cell: (photo) => (
         photo.unlike === null ? "\u2013" : photo.outside ? make("span", {
-          class: "badge warn", title: "Outside what the pool shows", text: photo.unlike_text
+          class: "badge warn", title: `${report.far}. ${farWhy}`, text: photo.unlike_text
         }) : photo.unlike_text
       )
     },
@@ -1145,7 +1165,7 @@
             "span", { class: "words" }, make("b", { text: member.score.toFixed(2) }),
             member.burst.rank === null ? "" : ` ${member.burst.rank} of ${members.length}`,
             member.burst.keep ? ", keep" : "",
-            make("span", { class: "name" }, make("bdi", { text: member.name }))
+            make("span", { class: "name" }, ...nameOf(member))
           )))),
       make("p", { class: "note" },
         "Which are worth keeping is advice; nothing was moved or removed.",
@@ -1183,10 +1203,11 @@
     const tray = byId("tray"), focus = tray.contains(document.activeElement);
     tray.hidden = view.marks.length === 0;
     tray.replaceChildren(
-      ...view.marks.map((photo) => make("span", { class: "one" }, picture(photo), named(photo.name, "name"),
+      ...view.marks.map((photo) => make("span", { class: "one" }, picture(photo),
+        make("span", { class: "name" }, ...nameOf(photo)),
         make("button", {
           type: "button", class: "square", text: "×",
-          "aria-label": `Take ${photo.name} out of the comparison`,
+          "aria-label": `Take ${photo.label} out of the comparison`,
           on: { click: () => toggleMark(photo) }
         }))),
       make("button", {
@@ -1204,28 +1225,32 @@
   function verdict(a, b) {
     const said = [], who = report.own ? "you" : "a large panel";
     const gap = Number(a.score.toFixed(2)) - Number(b.score.toFixed(2)), [high, low] = gap >= 0 ? [a, b] : [b, a];
-    const name = (photo) => make("bdi", { text: photo.name });
+    const name = (photo) => make("span", {}, ...nameOf(photo));
     if (Math.abs(gap) < 0.005) said.push(make("p", {}, "Both have the same score."));
     else said.push(make("p", {}, name(high), ` scores ${Math.abs(gap).toFixed(2)} higher than `, name(low), "."));
     if (a.width === null || b.width === null) said.push(make("p", {
       text: "There are no intervals for both, so nothing is known of how sure that is."
     }));
     else {
-      const from = Math.max(a.low, b.low), to = Math.min(a.high, b.high);
+      const from = Math.max(a.low, b.low), to = Math.min(a.high, b.high), narrower = Math.min(a.width, b.width);
       if (to < from) said.push(make("p", {
         text: `Their ${report.coverage} intervals do not overlap: ${who} would most likely put them in this order too.`
       }));
       else {
-        const within = low.high >= high.score || high.low <= low.score;
+        // Below a fifth: of normal, independent errors and intervals of 90 % the order is right for 95 of 100 or more.
+        const within = low.high >= high.score || high.low <= low.score, hardly = to - from < narrower / 5;
         said.push(make("p", {
-          text: `Their ${report.coverage} intervals overlap, from ${from.toFixed(2)} to ${to.toFixed(2)}: ` + (
-            within ? `${who} could well prefer either.` : "this order is likely, but not sure."
+          text: `Their ${report.coverage} intervals overlap${hardly && !within ? " a little" : ""}, `
+            + `from ${from.toFixed(2)} to ${to.toFixed(2)}: ` + (
+            within ? `${who} could well prefer either.`
+              : hardly ? `${who} would most likely put them in this order too.`
+              : "this order is likely, but not sure."
           )
         }));
       }
     }
     for (const photo of [a, b]) if (photo.outside) said.push(make(
-      "p", {}, name(photo), " is outside what the pool shows: trust no comparison with it."
+      "p", {}, name(photo), ` is ${report.far}: trust no comparison with it.`
     ));
     if (a.burst && b.burst && a.burst.number === b.burst.number) said.push(make("p", {
       text: `Both are of burst ${a.burst.number}.`

@@ -57,6 +57,7 @@ _METRICS = {  # how the metrics are written, and what they say
 }
 _STARS_OF = {"percentile": "percentile", "folder_percentile": "folder percentile", "score": "score"}
 _MARK = '<meta name="generator" content="milnet'  # by which a report of ours is known
+_FAR = {False: "unlike anything it learned from", True: "unlike any photo you rated"}  # by: own taste?
 _JOINERS = "\u200c\u200d"  # they join emoji and letters, and are not printable by themselves
 _UNITS = re.compile(r"(?<=\d) (?=%)")
 _ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&"})  # inside JSON; json escapes all beyond ASCII itself
@@ -132,6 +133,7 @@ def write_report(
         "full": _FULL,
         "view": "full" if count <= _FEW else "grid",
         "own": own,
+        "far": _FAR[own],
     }
     content = environment.get_template("report.html.jinja").generate(
         style=Markup(_beside("report.css")),
@@ -148,6 +150,7 @@ def write_report(
         unlike=_share(UNLIKE),
         coverage=coverage,
         outside=sum(_outside(score) for score in ordered),
+        far=_FAR[own],
         bursts=len({score.group for score in ordered if score.group is not None}),
         figures=[_table(one) for one in figures],
         metrics=[_METRICS[name] for name in _METRICS if any(name in row[1] for one in figures for row in one.rows)],
@@ -282,6 +285,7 @@ def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool, report: Path) 
     """What the script knows of each photo; numbers to six digits, texts as they are shown."""
     sizes = Counter(score.group for score in scores)
     names = Counter(Path(score.photo).name for score in scores)
+    common = _common_folder([Path(score.photo) for score in scores])
 
     def digits(x: float | None) -> float | None:
         return None if x is None else round(x, 6)
@@ -296,7 +300,7 @@ def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool, report: Path) 
             listed.append([pool.number(one.id, one.votes), round(one.similarity, 4), digits(one.influence)])
         yield {
             "name": shown(name),
-            "folder": shown(str(path.parent)) if names[path.name] > 1 else "",
+            "folder": _below(path, common) if names[path.name] > 1 else "",
             "path": shown(score.photo),
             "file": _link(path, report),
             "score": digits(score.score),
@@ -326,6 +330,20 @@ def _photos(scores: Sequence[Score], scorer: Scorer, pool: _Pool, report: Path) 
         }
 
 
+def _common_folder(paths: Sequence[Path]) -> Path | None:
+    """The folder that all photos are in or below; None where there is none."""
+    try:
+        return Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:  # no photos, other drives, or some from the root and some not
+        return None
+
+
+def _below(path: Path, common: Path | None) -> str:
+    """The folders between `common` and a photo, with a slash behind, as they can be shown; "" where there are none."""
+    folder = path.parent if common is None else path.parent.relative_to(common)
+    return "" if folder == Path() else shown(folder.as_posix().rstrip("/") + "/")
+
+
 def _link(photo: Path, report: Path) -> str:
     """The address of a photo seen from the report, so that both can be moved together; "" where there is no file."""
     try:
@@ -341,7 +359,8 @@ def _rest(score: Score, scorer: Scorer) -> str:
     others = len(scorer.pool) - len(score.references) if scorer.whole else 0
     if not scorer.exact:
         return "not explained by leaving one out"
-    return f"the rest of the pool ({others:,} photos)" if others else "the other references"
+    of = "the pool" if scorer.taste is None else "your rated photos"
+    return f"the rest of {of} ({others:,} photos)" if others else "the other references"
 
 
 def _row(score: Score, photo: Mapping[str, Any], scorer: Scorer) -> dict[str, Any]:
@@ -372,9 +391,9 @@ def _share(x: float) -> str:
 
 
 def _percentile(x: float) -> str:
-    """No digits, more where it would look like all or none of the pool."""
+    """No digits, more where it would look like all or none of the pool; "0" and "100" mean just that."""
     digits = next((n for n in (0, 1) if (round(x, n) in (0, 100)) == (x in (0, 100))), 2)
-    return f"{x:.{digits}f}"
+    return f"{x if digits < 2 else min(max(x, 0.01), 99.99):.{digits}f}"
 
 
 def _outside(score: Score) -> bool:
