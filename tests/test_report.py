@@ -350,7 +350,7 @@ def test_a_model_of_ones_own_taste(models: dict[str, Model], tmp_path: Path) -> 
     scores = scored(by, ["a.jpg", "b.jpg"])
     page = written(tmp_path / "r.html", scores, [], scorer=by)
     assert "What you would say about these photos" in page.text
-    assert "the 20 photos you rated" in page.text and "the rest of your rated photos (12 photos)" in str(page.data)
+    assert "the 20 photos you rated" in page.text and "your other rated photos (12)" in str(page.data)
     assert "unlike any photo you rated" in page.text and page.data["far"] == "unlike any photo you rated"
     assert not re.search(r"\bpool\b", page.text)
     assert all(one["name"].startswith("mine") for one in page.data["pool"])

@@ -725,7 +725,7 @@ def test_ones_own_ratings(scores: list[Score], tmp_path: Path, open_page: Open) 
     rows = [row.locator("td.likeness").all_text_contents() for row in parts.locator("tbody tr").all()[2:5]]
     assert rows == [[r, f"{one.similarity:.2f}"] for r, one in zip(("4", "3.5", "5"), references, strict=True)]
     assert {row.locator("th, td").count() for row in parts.locator("tr").all()} == {5}
-    assert "the rest of your rated photos (17 photos)" in parts.inner_text()
+    assert "your other rated photos (17)" in parts.inner_text()
     for part, view in (("#photo-1", ""), ("#compare-1-2", ""), ("", "Grid"), ("", "Table"), ("", "Full")):
         page.goto(path.as_uri() + part)
         if view:
@@ -1074,6 +1074,11 @@ def test_narrow(many: Path, few: Path, open_page: Open, scheme: str) -> None:
         assert wide <= 400, what
 
     fits("grid")
+    page.get_by_label("Sort by").select_option(label=LABELS["Unlike"])  # so that some have the long badge
+    rights = page.locator(".tile .badge.warn").evaluate_all(
+        "all => all.map(e => [e, e.closest('.tile')].map(x => x.getBoundingClientRect().right))"
+    )
+    assert len(rights) > 0 and all(badge <= tile for badge, tile in rights)
     open_filters(page)
     fits("filters")
     open_filters(page)

@@ -359,8 +359,11 @@ def _rest(score: Score, scorer: Scorer) -> str:
     others = len(scorer.pool) - len(score.references) if scorer.whole else 0
     if not scorer.exact:
         return "not explained by leaving one out"
-    of = "the pool" if scorer.taste is None else "your rated photos"
-    return f"the rest of {of} ({others:,} photos)" if others else "the other references"
+    if not others:
+        return "the other references"
+    if scorer.taste is not None:
+        return f"your other rated photos ({others:,})"
+    return f"the rest of the pool ({others:,} photos)"
 
 
 def _row(score: Score, photo: Mapping[str, Any], scorer: Scorer) -> dict[str, Any]:
