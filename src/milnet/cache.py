@@ -67,6 +67,12 @@ def cache_file() -> Path:
     return user_folder() / "cache.sqlite"
 
 
+def remove_cache(path: Path) -> None:
+    """Remove a cache with the files that SQLite keeps beside it, whatever state it is in."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 def state_of(photo: Path) -> str:
     """What changes when a file does; "" where there is no regular file to be read."""
     try:
@@ -252,8 +258,7 @@ class Cache:
         """Close; with `remove` the file goes."""
         self._database.close()
         if remove:
-            for suffix in ("", "-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            remove_cache(self.path)
 
     # ---- looking after it --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -592,6 +592,14 @@ def see_files(
     return {photo: work.seen[photo] for photo in photos if photo in work.seen}, work.failures
 
 
+class _Beside(NamedTuple):
+    """What a cache knows of a photo beside its score."""
+
+    aside: Aside
+    semantic: NDArray[np.float32]  # all numbers of the semantic backbone
+    pixels: str  # digest
+
+
 class _Work:
     """Files on their way to their scores: out of the cache, of numbers that the cache has, or of a forward pass."""
 
@@ -652,34 +660,35 @@ class _Work:
                 known = self.cache.score(content.digest, self.scorer.digest) if beside and self.judges else None
                 score = None if known is None else _score_of(known, str(content.photo))
                 if score is not None and beside is not None:
-                    self._done(content.photo, score, *beside)
+                    self._done(content.photo, score, beside.aside, beside.semantic)
                     continue
                 self._open[content.digest] = [content.photo]
-                seen = self._kept(self.cache, content.digest) if beside else None
+                seen = self._kept(self.cache, content.digest, beside) if beside else None
                 if seen is not None:
                     self._judge_later(content, seen, True)
                     continue
             yield content, content.photo
 
-    def _beside(self, cache: Cache, content: str) -> tuple[Aside, NDArray[np.float32]] | None:
-        """What is known of a photo beside its score, and its semantic features; None where it must be seen again."""
-        semantic = cache.features(content, self.scorer.keys[1])
-        aside = None if semantic is None else Aside.of_json(semantic.notes)
-        if semantic is None or semantic.numbers is None or aside is None:
+    def _beside(self, cache: Cache, content: str) -> _Beside | None:
+        """What is known of a photo beside its score; None where it must be seen again."""
+        kept = cache.features(content, self.scorer.keys[1])
+        aside = None if kept is None else Aside.of_json(kept.notes)
+        if kept is None or kept.numbers is None or aside is None:
             return None
         signals = aside.signals
         if signals is not None and signals.width * signals.height > self.scorer.nodes.max_pixels:
             return None  # to be refused, as it would be without a cache
-        return aside, semantic.numbers
+        return _Beside(aside, kept.numbers, kept.pixels)
 
-    def _kept(self, cache: Cache, content: str) -> Seen | None:
+    def _kept(self, cache: Cache, content: str, beside: _Beside) -> Seen | None:
         """What the backbones made of a photo earlier."""
         nodes_key, semantic_key = self.scorer.keys
+        if nodes_key == semantic_key:
+            return Seen(beside.semantic, beside.semantic, beside.pixels, beside.aside)
         nodes = cache.features(content, nodes_key)
-        semantic = nodes if semantic_key == nodes_key else cache.features(content, semantic_key)
-        if nodes is None or nodes.numbers is None or semantic is None or semantic.numbers is None:
+        if nodes is None or nodes.numbers is None:
             return None
-        return Seen(nodes.numbers, semantic.numbers, nodes.pixels, Aside.of_json(nodes.notes) or Aside())
+        return Seen(nodes.numbers, beside.semantic, nodes.pixels, Aside.of_json(nodes.notes) or Aside())
 
     def _keep(self, cache: Cache, content: str, seen: Seen) -> None:
         nodes_key, semantic_key = self.scorer.keys

@@ -281,7 +281,7 @@ def cache(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be forgotten.")] = False,
 ) -> Mapping[str, Any]:
     """Show what is kept of the photos that were scored, or, with an option that says which, forget some of it."""
-    from milnet.cache import Cache, cache_file
+    from milnet.cache import Cache, cache_file, remove_cache
 
     path = cache_file()
     if dry_run and not (missing or unused is not None or model or everything):
@@ -290,8 +290,7 @@ def cache(
         context.say(f"{path}: empty")
         return {"path": str(path), "files": 0, "photos": 0, "backbones": {}, "models": {}, "bytes": 0}
     if everything and not dry_run:
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        remove_cache(path)
         context.say(f"{path}: everything forgotten")
         return {"path": str(path), "removed": "all"}
     kept = Cache(path)
