@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from milnet.backbones import load_backbone
-from milnet.extraction import Extractor, Preprocess
+from milnet.extraction import Extractor
 from milnet.library import find_photos
+from milnet.preprocess import Preprocess
 from timing import Ratio, alternate, machine
 
 

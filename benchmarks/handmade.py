@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milnet.annotations import FloatArray
-from milnet.extraction import Preprocess
 from milnet.images import Source
+from milnet.preprocess import Preprocess
 
 SIDE = 320  # long side, pixels
 

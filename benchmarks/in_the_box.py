@@ -34,9 +34,10 @@ from handmade import of_pictures
 from milnet.annotations import load_table
 from milnet.backbones import load_backbone
 from milnet.evaluation import crossvalidate, find_same_photos
-from milnet.extraction import Extractor, Preprocess
+from milnet.extraction import Extractor
 from milnet.features import FeatureSet
 from milnet.places import bundled
+from milnet.preprocess import Preprocess
 from milnet.recipe import RECIPES
 from milnet.results import summarise
 from milnet.splits import find_folds

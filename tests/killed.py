@@ -74,7 +74,8 @@ def extract(folder: str, photos: str) -> None:
     from dataclasses import replace
 
     from milnet.backbones import load_backbone
-    from milnet.extraction import Extractor, Preprocess
+    from milnet.extraction import Extractor
+    from milnet.preprocess import Preprocess
     from milnet.storing import extract as run
 
     torch.set_num_threads(1)

@@ -108,7 +108,8 @@ def test_what_is_counted(doubt: Any) -> None:
 @made.needs_timm
 def test_the_whole(doubt: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from milnet.backbones import load_backbone
-    from milnet.extraction import Extractor, Preprocess
+    from milnet.extraction import Extractor
+    from milnet.preprocess import Preprocess
     from milnet.storing import extract
 
     table = made.table(60)

@@ -19,9 +19,10 @@ import made
 from milnet.cache import Cache, Kept, cache_file, state_of
 from milnet.checkpoints import save_model
 from milnet.errors import ArtifactError
-from milnet.extraction import Extractor, Preprocess
+from milnet.extraction import Extractor
 from milnet.features import load_feature_set
 from milnet.outputs import columns
+from milnet.preprocess import Preprocess
 from milnet.recipe import Recipe
 from milnet.recipes import fit
 from milnet.scoring import Score, Scorer, Seen, score_files, see_files

@@ -12,8 +12,9 @@ import torch
 
 import made
 from milnet.errors import ArtifactError, UsageError
-from milnet.extraction import Extractor, Preprocess
+from milnet.extraction import Extractor
 from milnet.features import Features, load_feature_set, same_pixels, take_rows, torch_threads
+from milnet.preprocess import Preprocess
 from milnet.storing import extract
 
 pytestmark = made.needs_timm

@@ -14,7 +14,7 @@ import milnet
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
     "version", "errors", "places", "artifacts", "annotations", "entropy",
-    "exif", "heif", "raw", "images", "signals", "bursts", "library",
+    "exif", "heif", "raw", "images", "signals", "bursts", "aside", "preprocess", "library",
     "packets", "embedded", "xmp",
     "datasets", "ratings", "splits",
     "_torchvision", "features", "mlsp", "pocket", "pickles", "backbones", "weights", "extraction", "storing",

@@ -246,7 +246,8 @@ def test_wide_maps_of_a_network_without_maps_are_refused() -> None:
 @made.needs_timm
 def test_real_weights_real_photo(test_data: Any) -> None:
     """mobilenetv2_100 with its real weights: wide maps of a real photo keep its means."""
-    from milnet.extraction import Extractor, Preprocess
+    from milnet.extraction import Extractor
+    from milnet.preprocess import Preprocess
 
     network = load_backbone("timm/mobilenetv2_100", str(test_data / "weights" / "mobilenetv2_100.safetensors"))
     extractor = Extractor.build(network, Preprocess(), workers=0, pooling="area")

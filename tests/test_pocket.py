@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from milnet.backbones import load_backbone
 from milnet.errors import WeightsError
-from milnet.extraction import Extractor, Preprocess
+from milnet.extraction import Extractor
 from milnet.pocket import CHANNELS, SEMANTIC, PocketNetwork, fold
+from milnet.preprocess import Preprocess
 
 TOOLS = Path(__file__).parents[1] / "tools" / "pocket"
 

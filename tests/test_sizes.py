@@ -20,8 +20,9 @@ from milnet.checkpoints import save_model
 from milnet.cli.numbers import read_sizes
 from milnet.errors import ArtifactError, UsageError
 from milnet.evaluation import predict_rows, refuse_other_features
-from milnet.extraction import Extractor, Preprocess, load_extractor
+from milnet.extraction import Extractor, load_extractor
 from milnet.features import Features, load_feature_set
+from milnet.preprocess import Preprocess
 from milnet.recipe import Recipe
 from milnet.recipes import fit
 from milnet.scoring import Scorer

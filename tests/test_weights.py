@@ -27,8 +27,9 @@ from milnet.artifacts import write_array
 from milnet.backbones import Backbone, digest_state, load_backbone
 from milnet.checkpoints import save_model
 from milnet.errors import MissingExtraError, UsageError, WeightsError
-from milnet.extraction import Extractor, Preprocess
+from milnet.extraction import Extractor
 from milnet.features import load_feature_set
+from milnet.preprocess import Preprocess
 from milnet.recipe import Recipe
 from milnet.recipes import fit
 from milnet.scoring import Scorer, where_weights

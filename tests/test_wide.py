@@ -17,9 +17,10 @@ import made
 from milnet.annotations import Table, load_table
 from milnet.backbones import load_backbone
 from milnet.errors import ImageError, UsageError
-from milnet.extraction import Extractor, Preprocess, StreamedMaps, default_batch
+from milnet.extraction import Extractor, StreamedMaps, default_batch
 from milnet.features import Features, load_feature_set
 from milnet.images import original_size
+from milnet.preprocess import Preprocess
 from milnet.storing import extract, wide_bytes
 from test_cli import milnet
 

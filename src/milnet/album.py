@@ -21,12 +21,12 @@ from typing import Literal
 
 from milnet.artifacts import write_json
 from milnet.errors import ArtifactError, ImageError, UsageError
-from milnet.extraction import SCREEN
 from milnet.features import Progress
 from milnet.images import open_photo
 from milnet.library import photos_below
 from milnet.places import user_folder
 from milnet.pool import RatedPool
+from milnet.preprocess import SCREEN
 
 _WORKERS = min(os.cpu_count() or 1, 8)  # threads that decode
 _AHEAD = 256  # photos of the pool that are under way at once

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,24 +26,16 @@ from milnet.annotations import Table
 from milnet.backbones import Backbone, load_backbone
 from milnet.errors import ImageError, NumericError, UsageError
 from milnet.images import (
-    LEAST_SIDE,
     MAX_PIXELS,
     Photo,
     Source,
     header_size,
-    open_photo,
     original_size,
-    resize_crop,
-    resize_original,
-    resize_whole,
-    to_array,
 )
 from milnet.mlsp import CELLS, Pooling
+from milnet.preprocess import Decoded, Preprocess, decode
 
 Key = TypeVar("Key")
-Fit = Literal["whole", "crop", "original"]
-Views = tuple[NDArray[np.uint8], ...]  # a photo's pixels HWC at each size
-SCREEN = 800  # `draft_side` at least: leaves a long side of 1,600, at which a screen shows whether a photo is sharp
 _LARGE = 512  # pixels of the long side above which a photo is passed by itself
 _SIDE_BY_SIDE = 64  # photos that pass at once on a CPU at most
 _LARGE_SIDE_BY_SIDE = 4  # large ones, which take some 300 MB each
@@ -52,66 +44,6 @@ _WAITING = 1 << 29  # bytes of decoded photos that may wait for others of their 
 
 def silent(done: int, total: int, what: str) -> None:
     """The progress of a caller that wants none."""
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How a photo becomes the input of a backbone."""
-
-    # pixels: long side of a whole photo, side of the crop, largest long side of an original photo; several: ascending
-    size: int | tuple[int, ...] = 320
-    fit: Fit = "whole"  # the whole photo at one long side; the centre square; or the whole photo at its own size
-    multiple: int = 32  # sides of a whole photo are rounded to multiples of this
-    crop_fraction: float = 0.875  # share of the short side that a crop keeps
-    # let libjpeg shrink very large JPEGs while decoding, as the largest size allows (images.open_photo: the tolerance)
-    draft: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.size, int):  # one set of sizes has one form; a manifest gives a list
-            ascending = tuple(sorted(self.size))
-            object.__setattr__(self, "size", ascending[0] if len(ascending) == 1 else ascending)
-        shown = ",".join(map(str, self.sizes))
-        if min(self.sizes, default=0) < self.multiple or self.multiple < 1 or not 0 < self.crop_fraction <= 1:
-            raise UsageError(
-                f"expected size >= multiple >= 1 and 0 < crop fraction <= 1, got size {shown}, multiple "
-                f"{self.multiple}, crop fraction {self.crop_fraction}"
-            )
-        if self.fit == "original" and len(self.sizes) > 1:
-            raise UsageError(f"--size {shown}: with --fit original expected one size, the largest long side")
-        if self.fit == "original" and self.sizes[0] < LEAST_SIDE:
-            raise UsageError(f"--size {shown}: photos at their own size have at least {LEAST_SIDE} pixels a side")
-        if len({(2 * size + self.multiple) // (2 * self.multiple) for size in self.sizes}) < len(self.sizes):
-            raise UsageError(
-                f"--size {shown}: expected sizes that differ after rounding to the nearest multiple of {self.multiple}"
-            )
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The sizes in pixels, ascending: one, or several."""
-        return (self.size,) if isinstance(self.size, int) else self.size
-
-    def __call__(self, source: Source, max_pixels: int = MAX_PIXELS) -> tuple[Views, str]:
-        """For each size the pixels HWC uint8 in [0, 255] at input size; and the digest of the photo's own pixels."""
-        photo = self.open(source, max_pixels)
-        return self.views(photo, source), photo.digest
-
-    def open(self, source: Source, max_pixels: int = MAX_PIXELS) -> Photo:
-        """The photo, decoded as its sizes allow. Raises ImageError."""
-        return open_photo(source, max_pixels=max_pixels, draft_side=max(SCREEN, *self.sizes) if self.draft else None)
-
-    def views(self, photo: Photo, source: Source) -> Views:
-        """For each size the pixels HWC uint8 in [0, 255] at input size; ImageError, naming `source`, for a strip."""
-        if self.fit == "original":
-            try:
-                resized = [resize_original(photo.pixels, limit=self.sizes[0])]
-            except UsageError as error:
-                name = source if isinstance(source, str | Path) else f"<{type(source).__name__}>"
-                raise ImageError(name, str(error)) from error
-        elif self.fit == "whole":
-            resized = [resize_whole(photo.pixels, size=size, multiple=self.multiple) for size in self.sizes]
-        else:
-            resized = [resize_crop(photo.pixels, size=size, crop_fraction=self.crop_fraction) for size in self.sizes]
-        return tuple(map(to_array, resized))
 
 
 @dataclass(frozen=True)
@@ -124,14 +56,6 @@ class Extracted(Generic[Key]):
     error: ImageError | None = None
     maps: NDArray[np.float32] | None = None
     looked: Any = None  # what the extractor's `look` made of it
-
-
-class _Decoded(NamedTuple):
-    """A photo on its way to the backbone."""
-
-    views: Views
-    pixels: str
-    looked: Any
 
 
 @dataclass(frozen=True)
@@ -197,10 +121,10 @@ class Extractor:
 
     def _batches(
         self, items: Iterable[tuple[Key, Source]]
-    ) -> Iterator[tuple[Key, list[tuple[Key, _Decoded]] | ImageError]]:
+    ) -> Iterator[tuple[Key, list[tuple[Key, Decoded]] | ImageError]]:
         """Decoded photos that pass together, full batches as soon as there are any; each with a key of theirs."""
         # By the shapes of all views, so that what makes a full batch at one size makes it at every size.
-        waiting: dict[tuple[tuple[int, ...], ...], list[tuple[Key, _Decoded]]] = {}
+        waiting: dict[tuple[tuple[int, ...], ...], list[tuple[Key, Decoded]]] = {}
         held = 0  # bytes
         for key, decoded in self._decoded(items):
             if isinstance(decoded, ImageError):
@@ -219,15 +143,13 @@ class Extractor:
         for group in waiting.values():
             yield group[0][0], group
 
-    def _decode(self, source: Source) -> _Decoded | ImageError:
+    def _decode(self, source: Source) -> Decoded | ImageError:
         try:
-            photo = self.preprocess.open(source, self.max_pixels)
-            looked = None if self.look is None else self.look(photo)
-            return _Decoded(self.preprocess.views(photo, source), photo.digest, looked)
+            return decode(source, self.preprocess, self.look, self.max_pixels)
         except ImageError as error:
             return error
 
-    def _decoded(self, items: Iterable[tuple[Key, Source]]) -> Iterator[tuple[Key, _Decoded | ImageError]]:
+    def _decoded(self, items: Iterable[tuple[Key, Source]]) -> Iterator[tuple[Key, Decoded | ImageError]]:
         if self.workers == 0:
             for key, source in items:
                 yield key, self._decode(source)
@@ -246,7 +168,7 @@ class Extractor:
             finally:
                 executor.shutdown(wait=False, cancel_futures=True)
 
-    def forward(self, group: list[tuple[Key, _Decoded]], backbone: Backbone | None = None) -> list[Extracted[Key]]:
+    def forward(self, group: list[tuple[Key, Decoded]], backbone: Backbone | None = None) -> list[Extracted[Key]]:
         """Pass one batch, padded with black if it is short; through a replica of the backbone, if one is given."""
         backbone = backbone or self.backbone
         found: list[NDArray[np.float32]] = []  # for each size [n, D]
@@ -323,7 +245,7 @@ class _Passes(Generic[Key]):
                 self._count, "milnet-forward", initializer=torch.set_num_threads, initargs=(threads,)
             )
 
-    def give(self, group: list[tuple[Key, _Decoded]]) -> Iterator[Extracted[Key]]:
+    def give(self, group: list[tuple[Key, Decoded]]) -> Iterator[Extracted[Key]]:
         """Pass a batch; yields what is finished of earlier ones."""
         if self._executor is None:
             yield from self._extractor.forward(group)
@@ -332,7 +254,7 @@ class _Passes(Generic[Key]):
         while len(self._under_way) > 2 * self._count:
             yield from self._under_way.popleft().result()
 
-    def _forward(self, group: list[tuple[Key, _Decoded]]) -> list[Extracted[Key]]:
+    def _forward(self, group: list[tuple[Key, Decoded]]) -> list[Extracted[Key]]:
         with self._extractor.backbone.borrowed() as backbone:
             return self._extractor.forward(group, backbone)
 

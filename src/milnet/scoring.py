@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from milnet import bursts
 from milnet.annotations import FloatArray, deviation
 from milnet.artifacts import canonical_json, digest_text, read_manifest
+from milnet.aside import Aside, look
 from milnet.cache import Cache, Content, Kept, state_of
 from milnet.checkpoints import load_model
 from milnet.doubt import Doubt
@@ -28,12 +29,12 @@ from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.explanation import Explanation, explain
 from milnet.extraction import Extracted, Extractor, load_extractor
 from milnet.features import Progress, torch_threads
-from milnet.images import MAX_PIXELS, Photo, Source
+from milnet.images import MAX_PIXELS, Source
 from milnet.places import find_model
 from milnet.pool import RatedPool
 from milnet.recipes import Model
 from milnet.references import References
-from milnet.signals import Signals, measure
+from milnet.signals import Signals
 from milnet.taste import Taste, load_taste
 from milnet.version import __version__
 from milnet.weights import KNOWN, require, stand_in
@@ -43,6 +44,7 @@ STARS = (10.0, 35.0, 65.0, 90.0)  # percentiles in the pool from which a photo h
 StarsOf = Literal["percentile", "folder_percentile", "score"]  # what the limits of the stars are limits of
 _STEP = 0.01  # between two limits of stars at least
 LISTED = 8  # references of a photo that are shown at most
+_NOTHING = Aside()
 SIGNALS = tuple(field.name for field in fields(Signals))  # columns of the technical measurements
 _CHUNK = 64  # photos that go through the first of two backbones before they go through the second
 
@@ -130,35 +132,13 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Aside:
-    """What a photo shows beside its score."""
-
-    signals: Signals | None = None
-    taken: float | None = None  # capture time in seconds, for differences
-    layout: bytes = b""  # where it is light and dark (bursts.layout)
-
-    def to_json(self) -> dict[str, Any]:
-        """For a cache."""
-        return {**asdict(self), "layout": self.layout.hex()}
-
-    @staticmethod
-    def of_json(data: Mapping[str, Any]) -> Aside | None:
-        """What `to_json` gave; None for what is not to be understood, which is then made again."""
-        try:
-            signals, layout = data["signals"], bytes.fromhex(data["layout"])
-            return Aside(None if signals is None else Signals(**signals), data["taken"], layout)
-        except (KeyError, TypeError, ValueError):
-            return None
-
-
-@dataclass(frozen=True)
 class Seen:
     """What the backbones made of a photo: all numbers of each, `nodes` [D] or maps [25, D], and `semantic` [D']."""
 
     nodes: NDArray[np.float32]
     semantic: NDArray[np.float32]
     pixels: str  # digest
-    aside: Aside = Aside()
+    aside: Aside = _NOTHING
 
 
 @dataclass(frozen=True)
@@ -226,7 +206,7 @@ class Scorer:
         taste: Taste | None = None,
     ) -> None:
         self.model, self.digest, self.device = model, digest, device
-        self.nodes = replace(nodes, look=_look)
+        self.nodes = replace(nodes, look=look)
         self.semantic = self.nodes if semantic is nodes else semantic
         self.taste = taste
         if stars is None:
@@ -496,13 +476,6 @@ class Scorer:
             for at in places
         )
         return listed, float(influence.sum() - influence[places].sum() + parts.remainder[photo])
-
-
-def _look(photo: Photo) -> Aside:
-    taken = bursts.capture_time(photo.exif)
-    # a photo that nobody knows the time of is in no burst
-    layout = b"" if taken is None else bursts.layout(photo.pixels).tobytes()
-    return Aside(measure(photo.pixels, photo.size), taken, layout)
 
 
 def _known(x: float) -> float | None:

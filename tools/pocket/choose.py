@@ -17,7 +17,8 @@ from scipy.linalg import solve
 
 from milnet.annotations import FloatArray
 from milnet.backbones import Backbone, load_backbone
-from milnet.extraction import Extractor, Preprocess
+from milnet.extraction import Extractor
+from milnet.preprocess import Preprocess
 from views import split_photos
 
 SIZES = (96, 128, 160, 192, 224, 256, 320)

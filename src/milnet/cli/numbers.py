@@ -208,8 +208,9 @@ def make_extractor(
 ) -> Extractor:
     """The extractor that the options of `milnet features` describe."""
     from milnet.backbones import PUBLISHED, load_backbone
-    from milnet.extraction import Extractor, Preprocess
+    from milnet.extraction import Extractor
     from milnet.images import MAX_PIXELS
+    from milnet.preprocess import Preprocess
     from milnet.weights import KNOWN, require
 
     stands_for = None
