@@ -167,6 +167,23 @@ def plain(page: Page) -> str:
     return page.text.partition("here is the plain list.")[2].partition("Could not be scored")[0]
 
 
+def test_the_script_is_the_modules_joined() -> None:
+    """Modules share one scope in a report: each name is there once, and what is imported was exported before."""
+    folder = Path(milnet.report.__file__).parent / "web"
+    names: list[str] = []
+    exported: set[str] = set()
+    for module in ("pieces.js", "gallery.js", "report.js"):
+        code = (folder / module).read_text(encoding="utf-8")
+        wanted = re.findall(r"^import \{([^}]*)\} from", code, flags=re.MULTILINE)
+        assert {name.strip() for group in wanted for name in group.split(",")} <= exported, module
+        names += re.findall(r"^(?:export )?(?:async )?(?:function|const|let|class) (\w+)", code, flags=re.MULTILINE)
+        exported |= set(re.findall(r"^export (?:async )?(?:function|const|class) (\w+)", code, flags=re.MULTILINE))
+    assert len(names) > 60 and len(names) == len(set(names))
+    script = milnet.report._script()
+    assert not re.search(r"^(import|export)\b", script, flags=re.MULTILINE)
+    assert all(script.count(f"\nfunction {name}(") + script.count(f"\nconst {name} =") == 1 for name in exported)
+
+
 @pytest.mark.parametrize("name", ["votes", "single"])
 def test_what_it_holds(models: dict[str, Model], tmp_path: Path, name: str) -> None:
     photos = [str(tmp_path / f"p{i}.png") for i in range(4)]
@@ -680,7 +697,7 @@ def test_where_a_report_may_go(models: dict[str, Model], tmp_path: Path) -> None
 
 def colours() -> Iterator[tuple[str, dict[str, str]]]:
     """(scheme, {name: #rrggbb}) as the style sheet defines them."""
-    text = (Path(milnet.report.__file__).parent / "report.css").read_text(encoding="utf-8")
+    text = (Path(milnet.report.__file__).parent / "web/style.css").read_text(encoding="utf-8")
     pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", text)
     for at, scheme in enumerate(("light", "dark")):
         yield scheme, {name: both[at] for name, *both in pairs}

@@ -2,12 +2,16 @@
 
 The file holds everything it shows, thumbnails too. It loads nothing from anywhere, and opens by a double click.
 
-    report.html.jinja    the words, and what stands without a script: every text is escaped there
-    report.css           the looks, light and dark
-    report.js            sorting, filters, a photo's page, two photos side by side
+    web/report.html.jinja    the words, and what stands without a script: every text is escaped there
+    web/meaning.html.jinja   what the score means; the page of `milnet serve` says it, too
+    web/style.css            the looks, light and dark
+    web/pieces.js            numbers, charts, tables of a photo
+    web/gallery.js           sorting, filters, a photo's page, two photos side by side
+    web/report.js            reads the data of the file, and begins
 
 Here the numbers are made. They stand in the file as data: the photos as one JSON block, each picture as one text block
-that is turned into an image when it comes into view. The only script that runs is `report.js`, named by its digest.
+that is turned into an image when it comes into view. The only script that runs is the three modules joined, named by
+its digest: a page opened by a double click may not load modules.
 """
 
 from __future__ import annotations
@@ -58,6 +62,10 @@ _METRICS = {  # how the metrics are written, and what they say
 _STARS_OF = {"percentile": "percentile", "folder_percentile": "folder percentile", "score": "score"}
 _MARK = '<meta name="generator" content="milnet'  # by which a report of ours is known
 _FAR = {False: "unlike anything it learned from", True: "unlike any photo you rated"}  # by: own taste?
+_WEB = Path(__file__).with_name("web")
+_MODULES = ("pieces.js", "gallery.js", "report.js")  # each imports only from those before it
+_IMPORT = re.compile(r"^import \{[^}]*\} from \"\./[a-z]+\.js\";\n", re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class) )", re.MULTILINE)
 _JOINERS = "\u200c\u200d"  # they join emoji and letters, and are not printable by themselves
 _UNITS = re.compile(r"(?<=\d) (?=%)")
 _ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&"})  # inside JSON; json escapes all beyond ASCII itself
@@ -110,7 +118,7 @@ def write_report(
     pool = _Pool(ordered, dict(zip(rated.ids, rated.pixels, strict=True)), places)
     photos = list(_photos(ordered, scorer, pool, path))
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_WEB),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -119,7 +127,7 @@ def write_report(
     environment.filters["shown"] = shown
     environment.filters["unbroken"] = lambda text: _UNITS.sub("\N{NO-BREAK SPACE}", text)
     now = datetime.now().astimezone()
-    script = _beside("report.js")
+    script = _script()
     coverage = f"{COVERAGE:.0%}".replace("%", " %")
     values = [f"{value:g}" for value in scorer.values]
     own = scorer.taste is not None  # one person's taste
@@ -136,7 +144,7 @@ def write_report(
         "far": _FAR[own],
     }
     content = environment.get_template("report.html.jinja").generate(
-        style=Markup(_beside("report.css")),
+        style=Markup(_web("style.css")),
         script=Markup(script),
         digest_of_script=b64encode(sha256(script.encode()).digest()).decode("ascii"),
         data=_json(data),
@@ -185,9 +193,15 @@ def signed(x: float) -> str:
     return text if float(text) == 0 else ("+" if x > 0 else "\N{MINUS SIGN}") + text
 
 
-def _beside(name: str) -> str:
-    """A file beside this one, with the line ends that a browser makes of it: the digest is of those."""
-    return (Path(__file__).parent / name).read_text(encoding="utf-8").replace("\r\n", "\n")
+def _web(name: str) -> str:
+    """A file of the pages, with the line ends that a browser makes of it: the digest is of those."""
+    return (_WEB / name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+def _script() -> str:
+    """The modules as one script: in one scope no names have to be imported, and no two are the same."""
+    modules = (_EXPORT.sub("", _IMPORT.sub("", _web(name))) for name in _MODULES)
+    return '(() => {\n"use strict";\n' + "\n".join(modules) + "})();\n"
 
 
 def _json(data: Any) -> Markup:
