@@ -22,7 +22,7 @@ ORDER = [
     "recipe", "doubt", "recipes", "checkpoints", "reduction", "published", "results", "evaluation", "growing",
     "figures", "explanation", "taste", "shipped",
     "cache", "scoring", "outputs",
-    "report", "demo", "cli", "__main__",
+    "report", "demo", "server", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [
     "demo",
@@ -42,6 +42,7 @@ COMMANDS = [
     "info",
     "doctor",
     "taste",
+    "serve",
     "pool add",
     "pool images",
     "weights add",

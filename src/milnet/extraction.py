@@ -106,6 +106,14 @@ class Extractor:
                 )
         return Extractor(backbone, preprocess, batch, target, workers, max_pixels, pooling)
 
+    @property
+    def side_by_side(self) -> int:
+        """Batches that pass at once: on a CPU one a thread, as far as memory goes."""
+        if self.device.type != "cpu":
+            return 1
+        most = _SIDE_BY_SIDE if self.preprocess.sizes[-1] <= _LARGE else _LARGE_SIDE_BY_SIDE
+        return min(torch.get_num_threads(), max(1, most // self.batch))
+
     def stream(self, items: Iterable[tuple[Key, Source]]) -> Iterator[Extracted[Key]]:
         """Yield one result for each (key, source), not in their order. A bad photo is a result, never an exception."""
         passes: _Passes[Key] = _Passes(self)
@@ -235,8 +243,7 @@ class _Passes(Generic[Key]):
 
     def __init__(self, extractor: Extractor) -> None:
         self._extractor, self._before = extractor, torch.get_num_threads()
-        most = _SIDE_BY_SIDE if extractor.preprocess.sizes[-1] <= _LARGE else _LARGE_SIDE_BY_SIDE
-        self._count = min(self._before, max(1, most // extractor.batch))
+        self._count = extractor.side_by_side
         self._under_way: deque[Future[list[Extracted[Key]]]] = deque()
         self._executor = None
         if extractor.device.type == "cpu":

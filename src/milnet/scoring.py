@@ -34,11 +34,13 @@ from milnet.places import find_model
 from milnet.pool import RatedPool
 from milnet.recipes import Model
 from milnet.references import References
+from milnet.shipped import BETTER
 from milnet.signals import Signals
 from milnet.taste import Taste, load_taste
 from milnet.version import __version__
 from milnet.weights import KNOWN, require, stand_in
 
+_LEAST = 4  # photos that are judged at once
 _FEW = 16  # photos that are scored together, by one thread
 STARS = (10.0, 35.0, 65.0, 90.0)  # percentiles in the pool from which a photo has 2, 3, 4, 5 stars
 StarsOf = Literal["percentile", "folder_percentile", "score"]  # what the limits of the stars are limits of
@@ -139,6 +141,14 @@ class Seen:
     semantic: NDArray[np.float32]
     pixels: str  # digest
     aside: Aside = _NOTHING
+
+
+class Timed(NamedTuple):
+    """What bursts are found by."""
+
+    taken: float  # capture time in seconds
+    layout: bytes
+    semantic: NDArray[np.float16]  # half the bytes: thousands of photos are held until the last is scored
 
 
 @dataclass(frozen=True)
@@ -353,15 +363,16 @@ class Scorer:
         """What the backbones make of each photo. For two of them each photo is decoded twice, some at a time."""
         if self.semantic is self.nodes:
             for result in self.nodes.stream(items):
-                yield result.key, self._of(result, result)
+                yield result.key, self.seen(result, result)
             return
         following = iter(items)
         while chunk := list(itertools.islice(following, _CHUNK)):
             semantic = {result.key: result for result in self.semantic.stream(chunk)}
             for result in self.nodes.stream(chunk):
-                yield result.key, self._of(result, semantic[result.key])
+                yield result.key, self.seen(result, semantic[result.key])
 
-    def _of(self, nodes: Extracted[Any], semantic: Extracted[Any]) -> Seen | ImageError:
+    def seen(self, nodes: Extracted[Any], semantic: Extracted[Any]) -> Seen | ImageError:
+        """What both backbones made of one photo."""
         error = nodes.error or semantic.error
         if error is not None:
             return error
@@ -384,18 +395,29 @@ class Scorer:
             nodes = nodes[:, self._spans["nodes"]]
         return nodes, np.stack([one.semantic[self.semantic_span] for one in seen])
 
+    def timed(self, aside: Aside, semantic: NDArray[np.float32]) -> Timed | None:
+        """What bursts are found by; None of a photo that nobody knows the time of."""
+        if aside.taken is None or len(aside.layout) != bursts.LAYOUT:
+            return None
+        return Timed(aside.taken, aside.layout, semantic[self.semantic_span].astype(np.float16))
+
     def judge(self, photos: Sequence[str], seen: Sequence[Seen]) -> list[Score]:
-        """Scores of photos from what the backbones made of them."""
-        nodes, semantic = self.entering(seen)
+        """Scores of photos from what the backbones made of them.
+
+        Fewer than 4 are judged as 4, the last one again and again: products of one, two or three rows are summed in
+        another order, which moved scores by up to 1e-5.
+        """
+        padded = [*seen, *([seen[-1]] * (_LEAST - len(seen)))]
+        nodes, semantic = self.entering(padded)
         # A few photos are too little for several threads, which would wait for each other and for the decoding ones.
         with torch_threads(1 if len(nodes) <= _FEW and nodes.ndim == 2 else torch.get_num_threads()):
             scores = self.score_features(
                 nodes,
                 semantic,
-                photos=photos,
-                pixels=[one.pixels for one in seen],
+                photos=[*photos, *([photos[-1]] * (_LEAST - len(seen)))],
+                pixels=[one.pixels for one in padded],
             )
-        return [replace(score, signals=one.aside.signals) for score, one in zip(scores, seen, strict=True)]
+        return [replace(score, signals=one.aside.signals) for score, one in zip(scores, seen, strict=False)]
 
     def score_features(
         self,
@@ -523,6 +545,40 @@ def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS, stars_of: St
     return found
 
 
+def in_bursts(scores: Sequence[Score], timed: Sequence[Timed | None]) -> list[Score]:
+    """The scores of photos, each with its place in its burst; those without a time stand alone."""
+    found = list(scores)
+    places = [i for i, one in enumerate(timed) if one is not None]
+    if len(places) < 2:
+        return found
+    known = [one for one in timed if one is not None]
+    layout = np.stack([np.frombuffer(one.layout, np.uint8) for one in known])
+    features = np.stack([one.semantic for one in known]).astype(np.float32)
+    groups = bursts.find_bursts([one.taken for one in known], layout, features)
+    sharpness = [signals.sharpness if (signals := scores[i].signals) else 0.0 for i in places]
+    for i, place in zip(places, bursts.rank_bursts(groups, [scores[i].score for i in places], sharpness), strict=True):
+        if place is not None:
+            found[i] = replace(found[i], group=place.group, rank=place.rank, keep=place.keep)
+    return found
+
+
+def introduction(name: str, scorer: Scorer) -> str:
+    """One line: which model scores, how good it is on photos it has not seen, how to get a better one."""
+    quality = None if scorer.doubt.stale else scorer.doubt.srcc
+    crossvalidated = "not cross-validated" if quality is None else f"cross-validated SRCC {quality:.2f}"
+    values = f"{scorer.values[0]:g} to {scorer.values[-1]:g}"
+    if scorer.taste is not None:
+        return (
+            f"{name}: your taste, from {len(scorer.pool):,} photos you rated, {crossvalidated} with your ratings; "
+            f"scores {values}"
+        )
+    fitted = scorer.model
+    return (
+        f"{name}: {fitted.recipe.name} on {len(fitted.pool):,} rated photos of {fitted.table_name}, {crossvalidated}; "
+        f"scores {values}" + (f". A better model: `{BETTER}`" if name == "pocket" else "")
+    )
+
+
 def _score_of(data: Mapping[str, Any], photo: str) -> Score | None:
     """The score of `photo` that `Score.to_json` gave; None for what is no score of this milnet: it is made again."""
     try:
@@ -583,7 +639,7 @@ class _Work:
         self.found: dict[Path, Score] = {}
         self.seen: dict[Path, Seen] = {}  # instead of scores, where none are wanted
         self.failures: list[Failure] = []
-        self.timed: dict[Path, tuple[float, bytes, NDArray[np.float16]]] = {}  # capture time, layout, semantic features
+        self.timed: dict[Path, Timed] = {}
         self.forward = 0
         self._open: dict[str, list[Path]] = {}  # content that is on its way -> the files that have it
         self._again: list[Path] = []
@@ -696,26 +752,15 @@ class _Work:
 
     def _done(self, photo: Path, score: Score, aside: Aside, semantic: NDArray[np.float32]) -> None:
         self.found[photo] = score
-        if aside.taken is not None and len(aside.layout) == bursts.LAYOUT:
-            # a copy in half the bytes: thousands of photos are held until the last is scored
-            own = semantic[self.scorer.semantic_span].astype(np.float16)
-            self.timed[photo] = (aside.taken, aside.layout, own)
+        timed = self.scorer.timed(aside, semantic)
+        if timed is not None:
+            self.timed[photo] = timed
         self._tell()
 
     def in_bursts(self, photos: Sequence[Path]) -> list[Score]:
         """The scores of these photos, each with its place in its burst."""
-        timed = [photo for photo in photos if photo in self.timed]
-        scores = {photo: self.found[photo] for photo in photos}
-        if len(timed) > 1:
-            taken, layouts, features = zip(*(self.timed[photo] for photo in timed), strict=True)
-            layout = np.stack([np.frombuffer(one, np.uint8) for one in layouts])
-            groups = bursts.find_bursts(taken, layout, np.stack(features).astype(np.float32))
-            sharpness = [signals.sharpness if (signals := scores[photo].signals) else 0.0 for photo in timed]
-            places = bursts.rank_bursts(groups, [scores[photo].score for photo in timed], sharpness)
-            for photo, place in zip(timed, places, strict=True):
-                if place is not None:
-                    scores[photo] = replace(scores[photo], group=place.group, rank=place.rank, keep=place.keep)
-        return list(scores.values())
+        unique = list(dict.fromkeys(photos))
+        return in_bursts([self.found[photo] for photo in unique], [self.timed.get(photo) for photo in unique])
 
     def fail(self, photo: str, reason: str) -> None:
         """A photo cannot be scored."""

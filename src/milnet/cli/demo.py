@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command, command_line
-from milnet.cli.showing import Stars, find_library, introduction, read_stars, show_scores, tell_failures
+from milnet.cli.showing import Stars, find_library, read_stars, show_scores, tell_failures
 from milnet.places import MODELS, bundled
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def demo(
     from milnet.annotations import load_table
     from milnet.demo import METRICS, run
     from milnet.report import Figures, check_report, write_report
-    from milnet.scoring import Scorer, score_files
+    from milnet.scoring import Scorer, introduction, score_files
     from milnet.shipped import BETTER, best_model
 
     check_report(output)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command, command_line
-from milnet.cli.showing import ModelName, Stars, find_library, introduction, load_scorer, show_scores, tell_failures
+from milnet.cli.showing import ModelName, Stars, find_library, load_scorer, show_scores, tell_failures
 from milnet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def score(
         write_scores,
     )
     from milnet.report import check_report, write_report
-    from milnet.scoring import score_files
+    from milnet.scoring import introduction, score_files
 
     if sidecar not in (None, "append", "replace"):
         raise UsageError(f"--sidecar {sidecar}: expected append (a.jpg.xmp) or replace (a.xmp)")

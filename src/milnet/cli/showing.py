@@ -57,7 +57,7 @@ def load_scorer(
     context: Context, model: str | None, stars: str | None, weights: str | None, **how: Any
 ) -> tuple[str, Scorer]:
     """The name and the scorer of what --model names, or of the best shipped model that works here; introduced."""
-    from milnet.scoring import Scorer
+    from milnet.scoring import Scorer, introduction
     from milnet.shipped import best_model
 
     name = model or best_model(context.warn)
@@ -91,25 +91,6 @@ def read_stars(text: str | None) -> dict[str, Any]:
             f"--stars {text}: expected limits with commas, for example 10,35,65,90 (percentiles in the pool), "
             f"folder:20,40,60,80 or score:2.5,3.5,4.5,5.5"
         ) from None
-
-
-def introduction(name: str, scorer: Scorer) -> str:
-    """The first line: which model scores, how good it is on photos it has not seen, how to get a better one."""
-    from milnet.shipped import BETTER
-
-    quality = None if scorer.doubt.stale else scorer.doubt.srcc
-    crossvalidated = "not cross-validated" if quality is None else f"cross-validated SRCC {quality:.2f}"
-    values = f"{scorer.values[0]:g} to {scorer.values[-1]:g}"
-    if scorer.taste is not None:
-        return (
-            f"{name}: your taste, from {len(scorer.pool):,} photos you rated, {crossvalidated} with your ratings; "
-            f"scores {values}"
-        )
-    fitted = scorer.model
-    return (
-        f"{name}: {fitted.recipe.name} on {len(fitted.pool):,} rated photos of {fitted.table_name}, {crossvalidated}; "
-        f"scores {values}" + (f". A better model: `{BETTER}`" if name == "pocket" else "")
-    )
 
 
 def show_scores(context: Context, scorer: Scorer, scores: Sequence[Score], limit: int) -> None:

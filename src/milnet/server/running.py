@@ -1,0 +1,148 @@
+"""Running the service: sockets, signals, and time limits of connections.
+
+uvicorn ends a stopped server by sending itself the signal again, so that the process ends with 143. Here SIGTERM and
+SIGINT close the door: no new connection, what was accepted is finished, and the process ends with 0. A second signal
+ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from milnet.errors import UsageError
+
+log = logging.getLogger("milnet.serve")
+
+_HEADERS = 10.0  # seconds that a client may take to say what it wants
+_IDLE = 10  # seconds that a connection may be idle between requests
+_FINISH = 60  # seconds for what was accepted, after the signal to stop
+_CONNECTIONS = 1000
+
+
+class _Connection(H11Protocol):
+    """A connection that has to say something soon, and one of not too many."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > _CONNECTIONS:
+            transport.abort()
+            return
+        self._wait()
+
+    def _wait(self) -> None:
+        self._patience = self.loop.call_later(_HEADERS, self._impatient)
+
+    def _impatient(self) -> None:
+        self._patience = None
+        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+            self.transport.abort()
+
+    def _calm(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:  # the headers of a request are there
+            self._calm()
+        elif (self.cycle is None or self.cycle.response_complete) and self._patience is None:
+            self._wait()  # the first bytes of another one
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._calm()
+        super().connection_lost(exc)
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our signals."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._told = started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop the server, and nothing else."""
+
+        def stop(number: int, _: Any) -> None:
+            if self.should_exit:
+                self.force_exit = True
+            self.should_exit = True
+            log.info("stopping: what was accepted is finished first")
+
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        before = {number: signal.signal(number, stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._told()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; UsageError where that address cannot be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        found = socket.socket(family, kind)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            found.listen(512)
+        except OSError:
+            found.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host} --port {port}: cannot listen there ({error}); choose another port") from error
+    return found
+
+
+def serve(app: ASGIApp, listening: socket.socket, started: Callable[[], None]) -> bool:
+    """Run until a signal stops it; False where it could not start."""
+    config = uvicorn.Config(
+        app,
+        http=_Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=_FINISH,
+        h11_max_incomplete_event_size=32 << 10,
+    )
+    server = Server(config, started)
+    server.run(sockets=[listening])
+    return server.started
+
+
+def log_to(stream: TextIO, *, quiet: bool) -> None:
+    """One line a request on `stream`; with `quiet` only what is wrong."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("milnet.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if name == "milnet.serve" and not quiet else logging.WARNING)
