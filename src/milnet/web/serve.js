@@ -63,9 +63,15 @@ function restWords(model, score) {
 
 const about = {
   values: [1, 5], coverage: "90\u00a0%", unlike: 0.97, stars: 5, own: false, far: "", pool: {},
-  picture, poolPicture: (reference, alt) => poolPicture(shown.name, reference, alt),
+  picture, poolPicture: referencePicture,
   file: (photo) => make("bdi", { text: photo.path }),
 };
+
+/** Of a taste the references are photos that were dropped here: those the page shows itself. */
+function referencePicture(reference, alt) {
+  const entry = byDigest.get(reference.photo);
+  return entry ? picture({ entry, key: entry.key }, alt) : poolPicture(shown.name, reference, alt);
+}
 
 function aboutModel(model) {
   const own = model.kind === "taste";
@@ -198,7 +204,7 @@ function showFailures() {
 function take({ photos, others }) {
   let fresh = 0;
   for (const { file, path } of photos) {
-    const mark = [file.name, file.size, file.lastModified].join("|"), before = taken.get(mark);
+    const mark = [path, file.size, file.lastModified].join("|"), before = taken.get(mark);
     if (before && !before.failure) {
       twice++;
       continue;
@@ -373,7 +379,10 @@ function scored(entry, score, model) {
   if (score.signals) entry.size = { width: score.signals.width, height: score.signals.height };
   if (!pools.has(model)) pools.set(model, {});
   const pool = pools.get(model);
-  for (const { id, number, votes } of score.references) pool[number] ||= { name: clean(id), votes, number };
+  for (const { id, number, votes, photo } of score.references) {
+    const here = photo && byDigest.get(photo);
+    pool[number] ||= { name: clean(here ? fileName(here.path) : id), votes, number, photo };
+  }
 }
 
 function failed(entry, failure) {
@@ -543,6 +552,7 @@ function toggleTeach() {
 
 function showRated() {
   const here = ratedHere(), away = ratedIds().filter((id) => !byDigest.has(id)).length, n = here.length;
+  tell(byId("rated-go"), `${whole(n)} rated`);
   tell(byId("rated"), `${whole(n)} rated; ${FEWEST} are the least, 30 to 100 are good.`);
   byId("rated-bar").value = Math.min(n, 100);
   byId("rated-away").hidden = !away;
@@ -782,6 +792,13 @@ function listen() {
     toggleTeach();
     byId("teach-toggle").focus();
   });
+  byId("rated-go").addEventListener("click", () => {
+    byId("teach").scrollIntoView({ block: "center" });
+    byId(byId("learn").disabled ? "teach-title" : "learn").focus({ preventScroll: true });
+  });
+  new IntersectionObserver(([{ isIntersecting }]) => {
+    byId("rated-go").hidden = isIntersecting || !teaching();
+  }).observe(byId("teach"));
   byId("learn").addEventListener("click", learn);
   byId("save-ratings").addEventListener("click", saveRatings);
   byId("forget-ratings").addEventListener("click", forgetAll);
