@@ -173,7 +173,7 @@ _ID = Field(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")
 class Ids(BaseModel):
     """Photos that were sent before."""
 
-    ids: list[str] = Field(min_length=1, max_length=100_000)
+    ids: list[str] = Field(min_length=1, max_length=20_000)
 
 
 class Place(BaseModel):

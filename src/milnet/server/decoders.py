@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -133,7 +134,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                bufsize=0,
+                bufsize=_PIPE,
                 env=environment,
                 start_new_session=True,
             )
@@ -206,10 +207,11 @@ class _Worker:
         if self.process is None or self.done >= _PHOTOS:
             self._replace()
         assert self.process is not None
+        self.late = False
         self.deadline = time.monotonic() + self.decoders.seconds
         try:
             head = {**job, "bytes": len(data), "max_pixels": self.decoders.max_pixels}
-            send(_Whole(self.process.stdin), head, [data])
+            send(self.process.stdin, head, [data])
             return _understood(*receive(self.process.stdout, _ANSWER))
         finally:
             self.deadline = float("inf")
@@ -221,7 +223,8 @@ class _Worker:
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with suppress(OSError):  # what was not sent
+                        stream.close()
         if not self.decoders._stop.is_set():
             self._start()
 
@@ -234,21 +237,6 @@ def _widen(*pipes: Any) -> None:
         for pipe in pipes:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
     except (ImportError, AttributeError, OSError):
-        pass
-
-
-class _Whole:
-    """An unbuffered stream whose `write` writes all of it."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self.stream.write(view) :]
-
-    def flush(self) -> None:
         pass
 
 

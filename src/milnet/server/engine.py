@@ -26,7 +26,7 @@ from milnet.scoring import Score, Scorer, Seen, introduction
 from milnet.server.decoders import Decoders, Seeing
 from milnet.server.memory import Key, Memory
 
-WINDOW = 0.003  # seconds that a photo waits for others of its size
+WINDOW = 0.012  # seconds that a photo waits for others of its size which are on their way
 FAIR = 0.1  # seconds after which a photo's batch goes next, whatever others there are
 _INLINE = 1 << 20  # bytes up to which a digest is made at once
 _JUDGED = 64  # photos known already that are judged at once
@@ -159,6 +159,7 @@ class Engine:
         self._waiting: dict[tuple[Any, ...], deque[_Item]] = {}
         self._running = 0
         self._decoding = 0
+        self._freed = 0.0  # when a pass ended
         self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
@@ -234,8 +235,7 @@ class Engine:
         if now - self._waiting[key][0].began < FAIR:  # the fullest, so that passes are cheap
             key = max(self._waiting, key=lambda key: min(len(self._waiting[key]), _most(self._waiting[key][0])))
         items = self._waiting[key]
-        waits = self.window - (now - items[0].began)
-        if len(items) < _most(items[0]) and self._decoding and waits > 0:
+        if len(items) < _most(items[0]) and (waits := self._waits(items[0], now)) > 0:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(waits, self._on_time)
             return []
@@ -244,12 +244,21 @@ class Engine:
             del self._waiting[key]
         return group
 
+    def _waits(self, first: _Item, now: float) -> float:
+        """Seconds that a batch which is not full had better wait."""
+        if not self._running and not self._decoding:
+            return 0.0  # nobody else is there
+        if self._decoding:  # others are coming, and the processor is busy with them
+            return max(first.began, self._freed) + self.window - now
+        return self._freed + self.window / 4 - now  # whoever has just got an answer may come again
+
     def _on_time(self) -> None:
         self._timer = None
         self._send()
 
     def _finished(self, task: asyncio.Future[Any], group: list[_Item]) -> None:
         self._running -= 1
+        self._freed = time.monotonic()
         error = task.exception()
         if error is None:
             results, seconds, passed = task.result()

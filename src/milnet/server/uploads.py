@@ -15,14 +15,14 @@ from typing import Any
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from milnet.server.problems import Problem, busy
 
 FIELD = "photos"
 _NAME = 500  # characters of a name that are kept
 _JSON = 4 << 20  # bytes of a JSON body at most
-_IDS = 100_000  # ids a call
+_IDS = 20_000  # ids a call: about as many as are remembered
 _QUIET = 15.0  # seconds without a byte after which a body is given up
 _SLOWEST = 20_000.0  # bytes a second that a body must have in the mean ...
 _GRACE = 20.0  # ... after so many seconds
@@ -96,19 +96,22 @@ def _kind(request: Request) -> tuple[str, dict[bytes, bytes]]:
 async def chunks(request: Request) -> AsyncIterator[bytes]:
     """The body as it comes; Problem 408 for one that comes too slowly."""
     loop = asyncio.get_running_loop()
-    began, count, stream = loop.time(), 0, request.stream()
+    spent, count, stream = 0.0, 0, request.stream()
     while True:
+        began = loop.time()
         try:
             async with asyncio.timeout(_QUIET):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
+        except ClientDisconnect:
+            raise Problem(400, "the client went away in the middle of the body") from None
         except TimeoutError:
             raise Problem(
                 408, "the body came too slowly", expected=f"a byte every {_QUIET:g} s", headers={"Connection": "close"}
             ) from None
         count += len(chunk)
-        spent = loop.time() - began
+        spent += loop.time() - began  # without the time in which we were busy with what had come
         if spent > _GRACE and count < _SLOWEST * (spent - _GRACE):
             raise Problem(
                 408,
@@ -266,7 +269,8 @@ class _Parts:
                 most = self.limits.photos
                 raise Problem(413, "too many photos in one call", expected=f"at most {most}", limit=most)
             name = options.get(b"filename", b"").decode("utf-8", "replace")
-            self.name = label(name) or f"photo {self.count}"
+            # browsers and most programs write a quote so (WHATWG HTML, multipart/form-data encoding)
+            self.name = label(name.replace("%22", '"')) or f"photo {self.count}"
 
     def on_data(self, data: bytes, start: int, end: int) -> None:
         if not self.wanted:
