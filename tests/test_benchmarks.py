@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from made import photo
 from milnet.annotations import Table, save_table
 from milnet.evaluation import crossvalidate, find_same_photos
 from milnet.features import FeatureSet
@@ -267,6 +268,34 @@ def test_batches_command(path: None, capsys: Any, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(batches, "TOLERANCE", 1e-9)
     with pytest.raises(SystemExit, match="the batches differ by"):
         batches.main(small)
+
+
+def test_serving_command(path: None, capsys: Any, tmp_path: Path) -> None:
+    """A small run: every way gives the same scores, overload is refused and over, and what was measured adds up."""
+    serving = import_module("serving")
+    photos, output = tmp_path / "photos", tmp_path / "serving.json"
+    photos.mkdir()
+    for seed in range(12):
+        photo(seed, *((200, 160) if seed % 3 else (160, 200))).save(photos / f"{seed}.jpg")
+    small = [str(photos), "--rounds", "1", "--clients", "8", "--overload", "2", "-o", str(output)]
+    code = serving.main(small)
+    found = json.loads(output.read_text())
+    # how fast it is says nothing here, so that the floors may be missed; nothing else may
+    assert code == bool(found["problems"])
+    assert all("overload" not in text for text in found["problems"]), found["problems"]
+    assert found["largest_difference"] <= 1e-5 and found["photos"] == 12
+    ways = found["rounds"][0]
+    assert list(ways) == ["one by one", "score", "score, cache", "8 clients"]
+    one = ways["8 clients"]
+    assert one["photos_per_pass"] * one["passes"] == pytest.approx(12)
+    assert sum(one["passes_by_size"].values()) == one["passes"] and one["service_cpu_seconds"] > 0
+    over = found["overload"]
+    sent = round(2 * over["photos_per_second_sent"])
+    assert sum(over["statuses"].values()) == sent and over["statuses"]["429"] == over["refused_by_its_own_count"]
+    assert found["ratios"]["score"][0] <= 1 and over["again"]["photos_per_second"] > 0
+    assert "8 clients again" in capsys.readouterr().out
+    missed = serving.problems({**found, "ratios": {"8 clients": [0.79]}, "overload": None})
+    assert missed[0] == "8 clients: 0.79 of the photos a second of `milnet score`, expected at least 0.80"
 
 
 @pytest.mark.parametrize("name", ["timing", "baselines", "losses", "batches"])
