@@ -16,7 +16,8 @@ import {
  * change before an `update`. `view`: the layout at first, "grid", "table" or "full". `most`: photos that can be shown
  * in full below each other. `more`, all optional: `tile(photo)` an element for each tile and `height()` what it takes
  * in rem, `face(photo)` one below its score, `columns()` and `quantities()` further ones, `key(event, photo, letters)`
- * whether it took a key, `aside()` whether keys belong to something else, `painted()` after elements came into view.
+ * whether it took a key, `aside()` whether keys belong to something else, `applied()` when other photos are shown than before,
+ * `painted()` after elements came into view.
  *
  * A photo has `key` (a whole number, for addresses; the same photo keeps it), `name`, `folder`, `path`, `score`, `low`,
  * `high`, `spread`, `percentile`, `stars`, `unlike`, `unlike_text`, `outside`, `votes`, `base`, `own`, `references`
@@ -236,6 +237,7 @@ export function gallery(about, { view: layout = "grid", most = 60, more = {} } =
     showChips();
     for (const histogram of histograms) histogram.update();
     byId("nothing").hidden = view.order.length > 0 || !photos.length;
+    more.applied?.();
     paint(true);
   }
 
@@ -893,7 +895,7 @@ export function gallery(about, { view: layout = "grid", most = 60, more = {} } =
   }
 
   function closeDialogs() {
-    const photo = dialogs.photo.open ? shownPhoto : dialogs.compare.open ? shownPair[0] : null;
+    const photo = shownPhoto || (shownPair && shownPair[0]); // the browser may have closed its page already
     shownPhoto = shownPair = null;
     for (const dialog of Object.values(dialogs)) if (dialog.open) dialog.close();
     if (photo && view.order.includes(photo)) focusOn(photo);

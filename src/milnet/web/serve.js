@@ -144,6 +144,7 @@ const list = gallery(about, {
     quantities: () => [{ key: "rating", label: "Your rating", digits: 0 }],
     key: rateByKey,
     aside: () => byId("token").open,
+    applied: showSaving,
     painted: look,
   }
 });
@@ -164,10 +165,6 @@ function showAll() {
   list.update(listed(), { quiet: Boolean(run) });
   byId("none").hidden = entries.some((entry) => entry.scores.has(shown.name));
   document.body.classList.toggle("empty", !entries.length);
-  const photos = list.order(), all = entries.filter((entry) => entry.scores.has(shown.name)).length;
-  byId("csv").disabled = !photos.length;
-  byId("csv-all").hidden = photos.length === all;
-  tell(byId("csv-all"), `Scores of all ${whole(all)} (CSV)`);
   showFailures();
   showRated();
 }
@@ -709,6 +706,14 @@ function forgetAll() {
 }
 
 // ---- scores as a file ----
+
+/** What can be saved: the photos shown, and all where those are not all. */
+function showSaving() {
+  const photos = list.order().length, all = entries.filter((entry) => entry.scores.has(shown.name)).length;
+  byId("csv").disabled = !photos;
+  byId("csv-all").hidden = photos === all;
+  tell(byId("csv-all"), `Scores of all ${whole(all)} (CSV)`);
+}
 
 function saveScores(all) {
   const there = entries.filter((entry) => entry.scores.has(shown.name));
