@@ -246,3 +246,14 @@ def test_find_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no photos in"):
         find_photos([tmp_path / "empty"])
+
+
+def test_a_score_does_not_depend_on_the_others(test_data: Path) -> None:
+    """One photo alone, in a pair, in a folder: the same score. Sums of few rows are made in another order."""
+    scorer = Scorer.load("pocket")
+    photos = find_photos([str(test_data / "data" / "oasis" / "images")]).photos[:40]
+    together = [score.score for score in scorer.score(photos)]
+    alone = [scorer.score(photo)[0].score for photo in photos]
+    pairs = [score.score for i in range(0, 40, 2) for score in scorer.score(photos[i : i + 2])]
+    assert np.allclose(alone, together, atol=1e-12)
+    assert np.allclose(pairs, together, atol=1e-12)

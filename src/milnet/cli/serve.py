@@ -12,7 +12,7 @@ import typer
 
 from milnet.cli.common import Context, command
 from milnet.cli.showing import Stars, read_stars
-from milnet.errors import ArtifactError, MissingExtraError, UsageError
+from milnet.errors import ArtifactError, MilnetError, MissingExtraError, UsageError
 from milnet.places import MODELS, find_model
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ _EXTRA = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 _LIMITS = "Limits"
 _NETWORK = "Network"
 TOKEN = "MILNET_TOKEN"
+
+
+class ServiceError(MilnetError):
+    """The service cannot run here."""
 
 
 @command("serve")
@@ -131,7 +135,8 @@ def serve(
             context.say(f"token: {token} (the page asks for it; programs send it as Authorization: Bearer)")
         sys.stdout.flush()
 
-    run(app, listening, started)
+    if not run(app, listening, started):
+        raise ServiceError("the service could not start; the lines above say why")
     return {"models": [one.name for one in served], "host": host, "port": number}
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +39,8 @@ log = logging.getLogger("milnet.serve")
 
 WEB = Path(__file__).parent.parent / "web"
 NDJSON = "application/x-ndjson"
+_TOGETHER = 256  # photos of one call that wait to be judged by their ids, so that others have their turn
+_MANY = 64  # photos from which an answer is made in another thread
 _SECONDS = 120.0  # that a photo may take from its last byte to its score
 _PREVIEW, _POOL = 1024, 320  # pixels of a long side
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -206,7 +208,13 @@ def _add_scores(app: FastAPI, state: State) -> None:
         """Which of photos that were sent before are bursts. Ids that are not remembered are left out."""
         served = state.served(model)
         wanted = list(dict.fromkeys(ids_of(await read_json(request))))
-        found = await _while_there(request, asyncio.gather(*(state.engine.again(served, one) for one in wanted)))
+        turns = asyncio.Semaphore(_TOGETHER)
+
+        async def again(one: str) -> Judged | None:
+            async with turns:
+                return await state.engine.again(served, one)
+
+        found = await _while_there(request, asyncio.gather(*map(again, wanted)))
         judged = [one for one in found if one is not None]
         scorer = served.scorer
         timed = [scorer.timed(one.seen.aside, one.seen.semantic) for one in judged]
@@ -229,17 +237,30 @@ async def _answer(state: State, request: Request, model: str | None, what: Liter
     finally:
         _cancel(sent)
     results = [(upload, _result(task)) for upload, task in sent]
+    for _, result in results:
+        _count(state, served, result)
     failures = [_failure(upload, error) for upload, error in results if isinstance(error, _Failed)]
     good = [(upload, one) for upload, one in results if isinstance(one, Judged)]
     if not good:
         first = failures[0]["reason"]
         detail = first if len(failures) == 1 else f"none of {len(failures)} photos could be scored; the first: {first}"
         raise Problem(422, detail, expected="an image", failures=failures)
-    placed = _placed(served, [one for _, one in good])
-    scores = [
-        _score(served, upload, one.digest, score, what) for (upload, one), score in zip(good, placed, strict=True)
-    ]
-    return _json({"model": served.name, "scores": scores, "failures": failures})
+
+    def written() -> Response:
+        placed = _placed(served, [one for _, one in good])
+        scores = [
+            _score(served, upload, one.digest, score, what) for (upload, one), score in zip(good, placed, strict=True)
+        ]
+        # one by one: a thread that writes JSON lets no other one go on before it is done
+        text = f'{{"model":{_dumps(served.name)},"scores":[{",".join(map(_dumps, scores))}],'
+        return _json_text(f'{text}"failures":{_dumps(failures)}}}')
+
+    return written() if len(good) < _MANY else await asyncio.to_thread(written)
+
+
+def _count(state: State, served: Served, result: Judged | _Failed) -> None:
+    kind = "scored" if isinstance(result, Judged) else "unknown" if result.unknown else "failed"
+    state.gauges.photos.labels("(taste)" if served.made_here else served.name, kind).inc()
 
 
 def _placed(served: Served, judged: Sequence[Judged]) -> list[Score]:
@@ -262,29 +283,39 @@ async def _sent(state: State, request: Request, served: Served) -> _Sent:
     sent: _Sent = []
     if state.engine.gate.full:
         raise _refused(state)
+    turns = asyncio.Semaphore(_TOGETHER)
     try:
-        async for upload in uploads(request, state.limits, state.room):
-            if upload.data is None:
-                work = _again(state, served, upload)
-            else:
-                size = len(upload.data)
-                try:
-                    if not sent and state.engine.gate.full:
-                        raise _refused(state)
-                    await state.engine.gate.enter()
-                except BaseException:
-                    state.room.give(size)
-                    raise
-                work = _one(state, served, upload, size)
-            task = asyncio.create_task(work)
-            state.running.add(task)
-            task.add_done_callback(state.running.discard)
-            sent.append((replace(upload, data=None), task))
-            del upload, work
+        async with aclosing(uploads(request, state.limits, state.room)) as several:
+            async for upload in several:
+                if upload.data is None:
+                    task = asyncio.create_task(_again(state, served, upload, turns))
+                else:
+                    size = len(upload.data)
+                    try:
+                        if not sent and state.engine.gate.full:
+                            raise _refused(state)
+                        await state.engine.gate.enter()
+                    except BaseException:
+                        state.room.give(size)
+                        raise
+                    task = asyncio.create_task(_one(state, served, upload))
+                    # not in the task: one that is cancelled before its first step does nothing at all
+                    task.add_done_callback(lambda _, size=size: _left(state, size))  # type: ignore[misc]
+                state.running.add(task)
+                task.add_done_callback(state.running.discard)
+                sent.append((replace(upload, data=None), task))
+                del upload
+                if len(sent) % _MANY == 0:
+                    await asyncio.sleep(0)  # ids come without a pause
     except BaseException:
         _cancel(sent)
         raise
     return sent
+
+
+def _left(state: State, size: int) -> None:
+    state.engine.gate.leave()
+    state.room.give(size)
 
 
 def _refused(state: State) -> Problem:
@@ -292,7 +323,7 @@ def _refused(state: State) -> Problem:
     return busy(state.engine.gate.seconds())
 
 
-async def _one(state: State, served: Served, upload: Upload, size: int) -> Judged:
+async def _one(state: State, served: Served, upload: Upload) -> Judged:
     assert upload.data is not None
     try:
         with state.gauges.photo_seconds.time():
@@ -304,13 +335,11 @@ async def _one(state: State, served: Served, upload: Upload, size: int) -> Judge
         raise _Failed(error.reason, hashlib.sha256(upload.data).hexdigest()) from None
     except NumericError as error:
         raise _Failed(str(error)) from None
-    finally:
-        state.engine.gate.leave()
-        state.room.give(size)
 
 
-async def _again(state: State, served: Served, upload: Upload) -> Judged:
-    found = await state.engine.again(served, upload.id)
+async def _again(state: State, served: Served, upload: Upload, turns: asyncio.Semaphore) -> Judged:
+    async with turns:
+        found = await state.engine.again(served, upload.id)
     if found is None:
         raise _Failed("not remembered: send the photo itself", upload.id, unknown=True)
     return found
@@ -367,6 +396,7 @@ async def _lines(state: State, served: Served, sent: _Sent, what: Literal["score
                 except Exception as error:
                     log.error("a photo: %s", type(error).__name__, exc_info=error)
                     result = _Failed("something went wrong that should not; the service's log says what")
+                _count(state, served, result)
                 if isinstance(result, _Failed):
                     failed += 1
                     text.append(_dumps({"failure": _failure(upload, result)}))
@@ -447,7 +477,11 @@ def _dumps(data: Any) -> str:
 
 
 def _json(data: Any, status: int = 200) -> Response:
-    return Response(_dumps(data).encode("utf-8", "replace"), status, media_type="application/json")
+    return _json_text(_dumps(data), status)
+
+
+def _json_text(text: str, status: int = 200) -> Response:
+    return Response(text.encode("utf-8", "replace"), status, media_type="application/json")
 
 
 # ---- tastes ----------------------------------------------------------------------------------------------------------

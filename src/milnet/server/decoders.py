@@ -111,6 +111,7 @@ class _Worker:
         self.thread = threading.Thread(target=self._run, name=f"milnet-decode-{number}", daemon=True)
 
     def begin(self) -> None:
+        """Start the process, and the thread."""
         self._start()
         self.thread.start()
 
@@ -151,12 +152,11 @@ class _Worker:
             process.kill()
 
     def end(self) -> None:
-        process = self.process
-        if process is not None:
-            process.kill()
+        """End the process, and the thread."""
+        if self.process is not None:
+            self.process.kill()
         self.thread.join(5)
-        if process is not None:
-            process.wait(5)
+        self._end_process()
 
     def _run(self) -> None:
         jobs = self.decoders._jobs
@@ -217,6 +217,11 @@ class _Worker:
             self.deadline = float("inf")
 
     def _replace(self) -> None:
+        self._end_process()
+        if not self.decoders._stop.is_set():
+            self._start()
+
+    def _end_process(self) -> None:
         process, self.process = self.process, None
         if process is not None:
             process.kill()
@@ -225,8 +230,6 @@ class _Worker:
                 if stream is not None:
                     with suppress(OSError):  # what was not sent
                         stream.close()
-        if not self.decoders._stop.is_set():
-            self._start()
 
 
 def _widen(*pipes: Any) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +125,7 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def uploads(request: Request, limits: Limits, room: Room) -> AsyncIterator[Upload]:
+async def uploads(request: Request, limits: Limits, room: Room) -> AsyncGenerator[Upload, None]:
     """The photos of a body, in order. Whoever takes one gives its bytes back to `room`."""
     kind, options = _kind(request)
     check_length(request, limits)
@@ -134,8 +135,9 @@ async def uploads(request: Request, limits: Limits, room: Room) -> AsyncIterator
             raise Problem(
                 400, "a multipart body without boundary", expected="Content-Type: multipart/form-data; boundary=..."
             )
-        async for upload in _multipart(request, boundary, limits, room):
-            yield upload
+        async with aclosing(_multipart(request, boundary, limits, room)) as parts:
+            async for upload in parts:
+                yield upload
     elif kind == "application/json":
         for upload in _ids(await read_json(request)):
             yield upload
@@ -294,7 +296,7 @@ class _Parts:
         self.data, self.finished = bytearray(), []
 
 
-async def _multipart(request: Request, boundary: bytes, limits: Limits, room: Room) -> AsyncIterator[Upload]:
+async def _multipart(request: Request, boundary: bytes, limits: Limits, room: Room) -> AsyncGenerator[Upload, None]:
     parts = _Parts(limits, room)
     index, most = 0, limits.photo * limits.photos + (1 << 20)
     try:
