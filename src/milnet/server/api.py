@@ -11,7 +11,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -442,7 +441,7 @@ def _score(
         "folder_percentile": score.folder_percentile,
     }
     if what == "explain":
-        numbers = _numbers(served)
+        numbers = served.numbers
         found |= {
             "base": score.base,
             "own": score.own,
@@ -460,16 +459,6 @@ def _score(
             ],
         }
     return found
-
-
-@lru_cache(maxsize=64)
-def _numbers_of(ids: tuple[str, ...]) -> dict[str, int]:
-    return {name: number for number, name in enumerate(ids)}
-
-
-def _numbers(served: Served) -> dict[str, int]:
-    """The pool's photos -> their rows."""
-    return _numbers_of(tuple(served.scorer.pool.ids))
 
 
 def _dumps(data: Any) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,6 +54,11 @@ class Served:
         """Of its one backbone, or of both."""
         one, other = self.scorer.nodes, self.scorer.semantic
         return (one.preprocess,) if other is one else (one.preprocess, other.preprocess)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The pool's photos -> their rows."""
+        return {name: number for number, name in enumerate(self.scorer.pool.ids)}
 
     def key(self, digest: str) -> Key:
         """What a file is remembered by."""
