@@ -824,6 +824,7 @@ def test_keyboard_alone(open_page: Open, photos: list[Path]) -> None:
     page.keyboard.press("v")
     page.locator("#compare").wait_for()
     page.keyboard.press("Escape")
+    page.locator("#photo").wait_for()
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog[open]')")
     until(page, "document.activeElement.closest('.tile') !== null")

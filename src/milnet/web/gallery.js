@@ -15,9 +15,9 @@ import {
  * `about`: what is known of the model (pieces.js), and `file(photo)`: an element that leads to the photo itself. It may
  * change before an `update`. `view`: the layout at first, "grid", "table" or "full". `most`: photos that can be shown
  * in full below each other. `more`, all optional: `tile(photo)` an element for each tile and `height()` what it takes
- * in rem, `face(photo)` one below its score, `columns()` and `quantities()` further ones, `key(event, photo, letters)`
- * whether it took a key, `aside()` whether keys belong to something else, `applied()` when other photos are shown than before,
- * `painted()` after elements came into view.
+ * in rem; `face(photo)` one below its score; `columns()` and `quantities()` further ones; `key(event, photo, letters)`
+ * whether it took a key; `aside()` whether keys belong to something else; `applied()` when other photos are shown than
+ * before; `painted()` after elements came into view.
  *
  * A photo has `key` (a whole number, for addresses; the same photo keeps it), `name`, `folder`, `path`, `score`, `low`,
  * `high`, `spread`, `percentile`, `stars`, `unlike`, `unlike_text`, `outside`, `votes`, `base`, `own`, `references`

@@ -41,6 +41,7 @@ export function starButtons(photo, rate) {
       on: { click: (event) => { event.stopPropagation(); rate(ratingOf(photo.entry.id) === n ? null : n); } }
     }));
   }
+  group.append(make("span", { class: "whose", "aria-hidden": "true", text: "yours" }));
   group.dataset.rate = photo.entry.id;
   showRating(group);
   return group;
@@ -48,7 +49,7 @@ export function starButtons(photo, rate) {
 
 function showRating(group) {
   const stars = ratingOf(group.dataset.rate);
-  for (const button of group.children) {
+  for (const button of group.querySelectorAll("button")) {
     const n = Number(button.dataset.starsGiven);
     button.setAttribute("aria-pressed", String(n === stars));
     button.classList.toggle("on", stars !== null && n <= stars);

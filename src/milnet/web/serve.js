@@ -436,9 +436,20 @@ function cancel() {
   finish();
 }
 
-function again() {
-  byId("stopped").hidden = true;
-  start();
+/** Go on after what stopped it; a service that was started anew may have other models. */
+async function again() {
+  byId("again").disabled = true;
+  try {
+    await loadModels();
+    byId("stopped").hidden = true;
+    start();
+  } catch (error) {
+    if (error.status === 401) askToken("The service wants its token again.");
+    const words = error instanceof Lost ? "The service still does not answer. Is it running?" : error.message;
+    tell(byId("stopped-words"), words);
+    say(words);
+  }
+  byId("again").disabled = false;
 }
 
 function showProgress() {
