@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from milnet.errors import ArtifactError, ImageError, MilnetError, NumericError, 
 from milnet.scoring import Score, in_bursts, ranked
 from milnet.server import answers, lessons
 from milnet.server.decoders import DecoderError
-from milnet.server.engine import Engine, Judged, Served
+from milnet.server.engine import Engine, Judged, Served, digest_of
 from milnet.server.gauges import Gauges
 from milnet.server.problems import MEDIA_TYPE, Problem, busy
 from milnet.server.uploads import Limits, Room, Upload, ids_of, one_image, read_json, uploads
@@ -153,12 +153,13 @@ async def _body(request: Request, kind: type[BaseModel]) -> Any:
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-class _Failed(Exception):
-    """A photo that cannot be scored."""
+@dataclass(frozen=True)
+class _Failed:
+    """A photo that cannot be scored. No exception: its traceback would keep the file until the call is answered."""
 
-    def __init__(self, reason: str, digest: str | None = None, *, unknown: bool = False) -> None:
-        super().__init__(reason)
-        self.reason, self.digest, self.unknown = reason, digest, unknown
+    reason: str
+    digest: str | None = None
+    unknown: bool = False
 
 
 def _add_scores(app: FastAPI, state: State) -> None:
@@ -206,7 +207,8 @@ def _add_scores(app: FastAPI, state: State) -> None:
     async def bursts(request: Request, model: str | None = model) -> Response:
         """Which of photos that were sent before are bursts. Ids that are not remembered are left out."""
         served = state.served(model)
-        wanted = list(dict.fromkeys(ids_of(await read_json(request))))
+        named = dict.fromkeys(ids_of(await read_json(request)))
+        wanted = [one for one in named if state.engine.memory.get(served.key(one)) is not None]
         turns = asyncio.Semaphore(_TOGETHER)
 
         async def again(one: str) -> Judged | None:
@@ -235,7 +237,7 @@ async def _answer(state: State, request: Request, model: str | None, what: Liter
         await _while_there(request, asyncio.gather(*(task for _, task in sent), return_exceptions=True))
     finally:
         _cancel(sent)
-    results = [(upload, _result(task)) for upload, task in sent]
+    results = [(upload, task.result()) for upload, task in sent]
     for _, result in results:
         _count(state, served, result)
     failures = [_failure(upload, error) for upload, error in results if isinstance(error, _Failed)]
@@ -271,7 +273,7 @@ def _placed(served: Served, judged: Sequence[Judged]) -> list[Score]:
     return ranked(scores, served.scorer.stars, served.scorer.stars_of)
 
 
-_Sent = list[tuple[Upload, "asyncio.Task[Judged]"]]
+_Sent = list[tuple[Upload, "asyncio.Task[Judged | _Failed]"]]
 
 
 async def _sent(state: State, request: Request, served: Served) -> _Sent:
@@ -322,40 +324,29 @@ def _refused(state: State) -> Problem:
     return busy(state.engine.gate.seconds())
 
 
-async def _one(state: State, served: Served, upload: Upload) -> Judged:
+async def _one(state: State, served: Served, upload: Upload) -> Judged | _Failed:
     assert upload.data is not None
     try:
         with state.gauges.photo_seconds.time():
             async with asyncio.timeout(_SECONDS):
                 return await state.engine.score(served, upload.name, upload.data)
     except TimeoutError:
-        raise _Failed(f"took more than {_SECONDS:g} s: the service is too busy, send it again later") from None
+        return _Failed(f"took more than {_SECONDS:g} s: the service is too busy, send it again later")
     except ImageError as error:
-        raise _Failed(error.reason, hashlib.sha256(upload.data).hexdigest()) from None
+        return _Failed(error.reason, await digest_of(upload.data))
     except NumericError as error:
-        raise _Failed(str(error)) from None
+        return _Failed(str(error))
 
 
-async def _again(state: State, served: Served, upload: Upload, turns: asyncio.Semaphore) -> Judged:
+async def _again(state: State, served: Served, upload: Upload, turns: asyncio.Semaphore) -> Judged | _Failed:
     async with turns:
         found = await state.engine.again(served, upload.id)
-    if found is None:
-        raise _Failed("not remembered: send the photo itself", upload.id, unknown=True)
-    return found
+    return _Failed("not remembered: send the photo itself", upload.id, unknown=True) if found is None else found
 
 
 def _cancel(sent: _Sent) -> None:
     for _, task in sent:
         task.cancel()
-
-
-def _result(task: asyncio.Task[Judged]) -> Judged | _Failed:
-    error = task.exception()
-    if error is None:
-        return task.result()
-    if isinstance(error, _Failed):
-        return error
-    raise error
 
 
 async def _while_there(request: Request, work: Awaitable[Any]) -> Any:
@@ -383,15 +374,19 @@ async def _lines(state: State, served: Served, sent: _Sent, what: Literal["score
     """A line for each photo as it is done."""
     scored = failed = 0
     uploaded = {task: upload for upload, task in sent}
-    pending = set(uploaded)
+    finished: asyncio.Queue[asyncio.Task[Judged | _Failed]] = asyncio.Queue()
+    for task in uploaded:
+        task.add_done_callback(finished.put_nowait)
     try:
-        while pending:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        while scored + failed < len(uploaded):
+            done = [await finished.get()]
+            while len(done) < _MANY and not finished.empty():
+                done.append(finished.get_nowait())
             text = []
             for task in sorted(done, key=lambda task: uploaded[task].index):
                 upload = uploaded[task]
                 try:
-                    result = _result(task)
+                    result = task.result()
                 except Exception as error:
                     log.error("a photo: %s", type(error).__name__, exc_info=error)
                     result = _Failed("something went wrong that should not; the service's log says what")
@@ -511,7 +506,9 @@ def _add_tastes(app: FastAPI, state: State) -> None:
                     lessons.teach, name, general, list(ratings), names, seen, list(ratings.values())
                 )
             except UsageError as error:
-                raise Problem(422, str(error), expected="10 or more different photos, not all rated equal") from None
+                raise Problem(
+                    422, str(error), expected="10 or more ratings of different photos, not all equal"
+                ) from None
             state.engine.models[name] = served
         return _json(_model(served), 201)
 

@@ -39,7 +39,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-_RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
 
 
 def is_loopback(host: str) -> bool:
@@ -105,7 +105,7 @@ class Guard:
                 given = {name for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
-                    *(header for header in _RAW_HEADERS if header[0] not in given),
+                    *(header for header in RAW_HEADERS if header[0] not in given),
                     *([] if b"cache-control" in given else [(b"cache-control", b"no-store")]),
                 ]
             async with asyncio.timeout(_SENT):  # a client that does not read

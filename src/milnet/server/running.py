@@ -15,16 +15,21 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from milnet.errors import UsageError
+from milnet.server.guard import RAW_HEADERS
+from milnet.server.problems import MEDIA_TYPE, Problem
 
 log = logging.getLogger("milnet.serve")
 
 _HEADERS = 10.0  # seconds that a client may take to say what it wants
 _IDLE = 10  # seconds that a connection may be idle between requests
+_UNREAD = 30.0  # seconds that the rest of an answer may lie unread after the connection was closed on our side
+_SETTLE = 0.25  # seconds after the signal to stop, for what had been sent before it
 _FINISH = 60  # seconds for what was accepted, after the signal to stop
 _CONNECTIONS = 1000
 
@@ -33,6 +38,7 @@ class _Connection(H11Protocol):
     """A connection that has to say something soon, and one of not too many."""
 
     _patience: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -62,8 +68,39 @@ class _Connection(H11Protocol):
         elif (self.cycle is None or self.cycle.response_complete) and self._patience is None:
             self._wait()  # the first bytes of another one
 
+    def _should_upgrade(self) -> bool:
+        return False  # no websockets, and no advice in the log on how to have them
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, as all else is answered; close where an answer has begun."""
+        with contextlib.suppress(h11.LocalProtocolError):
+            answer = Problem(400, "the request is no HTTP that is understood here", expected="HTTP/1.1").response()
+            body = bytes(answer.body)
+            headers = [
+                (b"content-type", MEDIA_TYPE.encode()),
+                (b"content-length", str(len(body)).encode()),
+                (b"cache-control", b"no-store"),
+                (b"connection", b"close"),
+                *RAW_HEADERS,
+            ]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def linger(self) -> None:
+        """Once closed on our side: not for longer than `_UNREAD`, even where a client never reads its answer."""
+        if self._lingering is None and self.transport.is_closing():
+            self._lingering = self.loop.call_later(_UNREAD, self.transport.abort)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._calm()
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         super().connection_lost(exc)
 
 
@@ -91,6 +128,31 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second."""
+        if counter % 10 == 0:
+            self._let_go()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what had been sent before the signal, and close."""
+        await asyncio.sleep(_SETTLE)
+        closing = asyncio.create_task(self._closing())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
+
+    async def _closing(self) -> None:
+        while True:
+            self._let_go()
+            await asyncio.sleep(1)
+
+    def _let_go(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, _Connection):
+                connection.linger()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
@@ -142,6 +204,8 @@ def log_to(stream: TextIO, *, quiet: bool) -> None:
     """One line a request on `stream`; with `quiet` only what is wrong."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # what its parser says of each damaged body, with bytes of it
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     for name in ("milnet.serve", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -22,7 +22,8 @@ from milnet.server.problems import Problem, busy
 
 FIELD = "photos"
 _NAME = 500  # characters of a name that are kept
-_JSON = 4 << 20  # bytes of a JSON body at most
+_JSON = 2 << 20  # bytes of a JSON body at most
+_BRACKETS = 5000  # lists and objects in it: a million empty ones take seconds to read
 _IDS = 20_000  # ids a call: about as many as are remembered
 _QUIET = 15.0  # seconds without a byte after which a body is given up
 _SLOWEST = 20_000.0  # bytes a second that a body must have in the mean ...
@@ -193,6 +194,8 @@ async def read_json(request: Request) -> Any:
         data += chunk
         if len(data) > _JSON:
             raise too_long(f"more than {_JSON}", _JSON)
+    if data.count(b"[") + data.count(b"{") > _BRACKETS:
+        raise Problem(422, "too many lists and objects in the body", expected=f"at most {_BRACKETS}")
     try:
         return json.loads(bytes(data), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
