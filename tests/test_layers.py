@@ -13,7 +13,7 @@ import milnet
 
 # From the ground up. A module imports only from those above it in this list (or from its own package).
 ORDER = [
-    "version", "errors", "places", "artifacts", "annotations", "entropy",
+    "version", "errors", "places", "artifacts", "client", "annotations", "entropy",
     "exif", "heif", "raw", "images", "signals", "bursts", "aside", "preprocess", "library",
     "packets", "embedded", "xmp",
     "datasets", "ratings", "splits",
