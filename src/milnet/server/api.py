@@ -143,9 +143,9 @@ def _invalid(errors: Sequence[Any]) -> Problem:
     return Problem(422, f"{where or 'the body'}: {first['msg']}", expected=first["msg"], got=got)
 
 
-async def _body(request: Request, kind: type[BaseModel]) -> Any:
+async def _body(state: State, request: Request, kind: type[BaseModel]) -> Any:
     try:
-        return kind.model_validate(await read_json(request))
+        return kind.model_validate(await read_json(request, state.room))
     except ValidationError as error:
         raise _invalid(error.errors()) from None
 
@@ -207,7 +207,7 @@ def _add_scores(app: FastAPI, state: State) -> None:
     async def bursts(request: Request, model: str | None = model) -> Response:
         """Which of photos that were sent before are bursts. Ids that are not remembered are left out."""
         served = state.served(model)
-        named = dict.fromkeys(ids_of(await read_json(request)))
+        named = dict.fromkeys(ids_of(await read_json(request, state.room)))
         wanted = [one for one in named if state.engine.memory.get(served.key(one)) is not None]
         turns = asyncio.Semaphore(_TOGETHER)
 
@@ -481,7 +481,7 @@ def _add_tastes(app: FastAPI, state: State) -> None:
     )  # fmt: skip
     async def teach(request: Request) -> Response:
         """Learn a taste from ratings of photos that were sent before; it says honestly whether that helps."""
-        wanted: answers.Lesson = await _body(request, answers.Lesson)
+        wanted: answers.Lesson = await _body(state, request, answers.Lesson)
         general = state.served(wanted.model)
         if general.scorer.taste is not None:
             raise Problem(422, "a taste itself; expected the general model to begin with", got=general.name)
@@ -502,7 +502,7 @@ def _add_tastes(app: FastAPI, state: State) -> None:
             kept = [one for one in known.values() if one is not None]
             names, seen = [one.name for one in kept], [one.seen for one in kept]
             try:
-                served = await state.engine.run(
+                served = await asyncio.to_thread(
                     lessons.teach, name, general, list(ratings), names, seen, list(ratings.values())
                 )
             except UsageError as error:

@@ -180,10 +180,6 @@ class Engine:
         self.decoders.stop()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call something long where passes are made, when it is its turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(*arguments))
-
     async def score(self, served: Served, name: str, data: bytes, *, remember: bool = True) -> Judged:
         """Score a file. Raises ImageError for one that cannot be read, NumericError for one that gives no numbers."""
         digest = await digest_of(data)

@@ -140,7 +140,7 @@ async def uploads(request: Request, limits: Limits, room: Room) -> AsyncGenerato
             async for upload in parts:
                 yield upload
     elif kind == "application/json":
-        for upload in _ids(await read_json(request)):
+        for upload in _ids(await read_json(request, room)):
             yield upload
     elif kind.startswith("image/") or kind == "application/octet-stream":
         data = await _one(request, limits, room)
@@ -187,19 +187,20 @@ async def _one(request: Request, limits: Limits, room: Room) -> bytes:
     return bytes(data)
 
 
-async def read_json(request: Request) -> Any:
+async def read_json(request: Request, room: Room) -> Any:
     """The JSON of a body."""
     data = bytearray()
-    async for chunk in chunks(request):
-        data += chunk
-        if len(data) > _JSON:
-            raise too_long(f"more than {_JSON}", _JSON)
-    if data.count(b"[") + data.count(b"{") > _BRACKETS:
-        raise Problem(422, "too many lists and objects in the body", expected=f"at most {_BRACKETS}")
     try:
+        async for chunk in chunks(request):
+            if len(data) + len(chunk) > _JSON:
+                raise too_long(f"more than {_JSON}", _JSON)
+            room.take(len(chunk))
+            data += chunk
         return json.loads(bytes(data), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "the body is no JSON", expected="JSON", got=str(error)[:200]) from None
+    finally:
+        room.give(len(data))
 
 
 def _no_constant(name: str) -> Any:
