@@ -52,10 +52,10 @@ TOKEN = "correct-horse-battery-staple"
 # ---- the service, the browser, photos --------------------------------------------------------------------------------
 
 
-def start(folder: Path, **variables: str) -> tuple[subprocess.Popen[str], str]:
-    """A service of its own on a free port, and its address."""
+def start(folder: Path, port: int = 0, **variables: str) -> tuple[subprocess.Popen[str], str]:
+    """A service of its own, by default on a free port, and its address."""
     environment = {**os.environ, "MILNET_HOME": str(folder), "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, "-m", "milnet", "serve", "--model", "pocket", "--port", "0"]
+    command = [sys.executable, "-m", "milnet", "serve", "--model", "pocket", "--port", str(port)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -209,6 +209,27 @@ def test_the_endings_are_those_the_service_reads(open_page: Open) -> None:
     page = open_page()
     found = page.evaluate("import('/static/gather.js').then((module) => [...module.SUFFIXES])")
     assert {f".{suffix}" for suffix in found} == SUFFIXES
+
+
+def test_a_dropped_folder_is_walked(open_page: Open) -> None:
+    """All of it, however few entries come at a time; hidden ones are passed over, unreadable ones named."""
+    found = open_page().evaluate("""async () => {
+      const file = (path, bad) => ({ isFile: true, name: path.split('/').pop(), fullPath: path, file: (done, fail) =>
+        bad ? fail(new Error('gone')) : done(new File(['x'], path.split('/').pop())) });
+      const folder = (path, entries) => ({ isFile: false, name: path.split('/').pop(), fullPath: path,
+        createReader: () => { let at = 0; return { readEntries: (done) => done(entries.slice(at, at += 100)) }; } });
+      const many = Array.from({ length: 250 }, (_, i) => file(`/trip/a/${i}.JPG`));
+      const hidden = [folder('/trip/.thumbnails', [file('/trip/.thumbnails/x.jpg')]), file('/trip/.y.jpg'),
+        folder('/trip/@eaDir', [file('/trip/@eaDir/z.jpg')])];
+      const other = [file('/trip/notes.txt'), file('/trip/gone.jpg', true)];
+      const root = folder('/trip', [folder('/trip/a', many), ...hidden, ...other, file('/trip/b.heic')]);
+      const text = { kind: 'string' }, item = (entry) => ({ kind: 'file', webkitGetAsEntry: () => entry });
+      const { dropped } = await import('/static/gather.js');
+      const { photos, others } = await dropped({ items: [text, item(root), item(file('/c.png'))], files: [] });
+      return [photos.map(({ path }) => path), others];
+    }""")
+    photos = sorted([f"trip/a/{i}.JPG" for i in range(250)] + ["trip/b.heic", "c.png"])
+    assert found[0] == photos and sorted(found[1]) == ["trip/gone.jpg", "trip/notes.txt"]
 
 
 def awkward_scores() -> list[Score]:
@@ -567,10 +588,13 @@ def test_a_photo_that_is_too_large(open_page: Open, photos: list[Path]) -> None:
 
 
 def test_the_token(browser: Any, open_page: Open, photos: list[Path], tmp_path: Path) -> None:
-    """It is asked for, a wrong one is refused, the right one holds over a reload, and never stands in an address."""
+    """It is asked for, a wrong one is refused, the right one holds over a reload, and never stands in an address.
+
+    When the service was started anew meanwhile, the page goes on with it.
+    """
     process, address = start(tmp_path, MILNET_TOKEN=TOKEN)
     try:
-        page = open_page(address, allow=["401"])
+        page = open_page(address, allow=["401", "ERR_CONNECTION_REFUSED"])
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         dialog = page.locator("#token")
@@ -588,6 +612,14 @@ def test_the_token(browser: Any, open_page: Open, photos: list[Path], tmp_path: 
         page.reload()
         drop(page, photos[:1])
         done(page, 1)
+        stop(process)
+        drop(page, photos[1:3])
+        page.locator("#stopped").wait_for()
+        page.get_by_role("button", name="Try again").click()
+        until(page, "document.getElementById('stopped-words').textContent.startsWith('The service still does')")
+        process, _ = start(tmp_path, int(address.rsplit(":", 1)[1].strip("/")), MILNET_TOKEN=TOKEN)
+        page.get_by_role("button", name="Try again").click()
+        done(page, 3)
         assert len(asked) > 5 and not any(TOKEN in url for url in asked)
         assert page.evaluate("localStorage.getItem('milnet-token')") is None
     finally:
@@ -684,6 +716,8 @@ def test_a_taste(open_page: Open, service: str, photos: list[Path]) -> None:
     page.locator("#tastes li", has_text="mine").get_by_role("button", name="Remove").click()
     until(page, "!document.getElementById('tastes').textContent.includes('mine')")
     page.get_by_role("button", name="Forget all ratings").click()
+    assert page.locator("#rated").inner_text().startswith("14 rated")  # it asks first
+    page.get_by_role("button", name="Press again to forget all").click()
     assert page.locator("#rated").inner_text().startswith("0 rated")
     assert page.locator(".give.on").count() == 0
 
@@ -764,6 +798,10 @@ def test_accessible(open_page: Open, photos: list[Path], tmp_path: Path, scheme:
     axe(page, "filters and teaching")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.get_by_role("button", name="Table", exact=True).click()
+    page.locator("#list").scroll_into_view_if_needed()
+    until(page, "document.querySelectorAll('.row').length > 0")
+    if width > 700:
+        assert page.locator(".row .rating").count() == page.locator(".row").count()
     axe(page, "table")
     page.get_by_role("button", name="Grid", exact=True).click()
     page.locator("#list").scroll_into_view_if_needed()

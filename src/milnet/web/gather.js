@@ -57,7 +57,7 @@ async function walk(roots) {
         }
       }
     } catch { // one that may not be read; the others can
-      unread.push(one.fullPath || one.name);
+      unread.push((one.fullPath || one.name).replace(/^\//, ""));
     }
   }
   const { photos, others } = sorted(found);

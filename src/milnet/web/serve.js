@@ -141,6 +141,10 @@ const list = gallery(about, {
     tile: (photo) => (teaching() ? starButtons(photo, (stars) => rate(photo, stars)) : null),
     height: () => (teaching() ? 2.2 : 0),
     face: (photo) => make("p", { class: "yours" }, "Your rating: ", starButtons(photo, (stars) => rate(photo, stars))),
+    columns: () => (teaching() ? [{
+      label: "Your rating", key: "rating", width: "10rem", least: 560,
+      cell: (photo) => starButtons(photo, (stars) => rate(photo, stars))
+    }] : []),
     quantities: () => [{ key: "rating", label: "Your rating", digits: 0 }],
     key: rateByKey,
     aside: () => byId("token").open,
@@ -708,7 +712,18 @@ function saveRatings() {
   saveAs("ratings.csv", new Blob(["photo,rating\n", ...rows], { type: "text/csv" }));
 }
 
+/** Ratings cannot be brought back: it takes two presses. */
 function forgetAll() {
+  const button = byId("forget-ratings");
+  if (!button.dataset.asked) {
+    button.dataset.asked = "yes";
+    button.textContent = "Press again to forget all";
+    button.addEventListener("blur", () => {
+      delete button.dataset.asked;
+      button.textContent = "Forget all ratings";
+    }, { once: true });
+    return;
+  }
   forgetRatings();
   showRatings();
   showAll();
