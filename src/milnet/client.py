@@ -23,7 +23,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -497,16 +497,16 @@ class Client:
     @overload
     def stream(
         self, photos: Photo | Iterable[Photo], model: str | None = None, *, explain: Literal[False] = False
-    ) -> Iterator[Scored | Failed]: ...
+    ) -> Generator[Scored | Failed, None, None]: ...
 
     @overload
     def stream(
         self, photos: Photo | Iterable[Photo], model: str | None = None, *, explain: Literal[True]
-    ) -> Iterator[Explained | Failed]: ...
+    ) -> Generator[Explained | Failed, None, None]: ...
 
     def stream(
         self, photos: Photo | Iterable[Photo], model: str | None = None, *, explain: bool = False
-    ) -> Iterator[Scored | Failed] | Iterator[Explained | Failed]:
+    ) -> Generator[Scored | Failed, None, None] | Generator[Explained | Failed, None, None]:
         """Yield a result for each photo as it is done, not in their order; `index` is the place among the photos.
 
         Photos are read when it is their turn, so that there may be any number. Bursts and folder percentiles are None.
@@ -559,7 +559,7 @@ class Client:
 
     def _streamed(
         self, what: _What, read: _Read[_S], chunks: Iterator[_Chunk], model: str | None
-    ) -> Iterator[_S | Failed]:
+    ) -> Generator[_S | Failed, None, None]:
         results: queue.SimpleQueue[_S | Failed | Exception | None] = queue.SimpleQueue()
         stop, running, more = threading.Event(), 0, True
 
