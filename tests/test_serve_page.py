@@ -23,8 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import made
 from milnet.images import SUFFIXES
@@ -83,6 +84,30 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     stop(process)
 
 
+def drawn(seed: int, width: int, height: int) -> Image.Image:
+    """A pattern with shapes on it: unlike each other to the model, as smooth pictures are not."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    one, other = rng.integers(0, 256, (2, 3))
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 120)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    share = (
+        along / np.abs(along).max(),
+        (np.sin(2 * np.pi * along / period) > 0).astype(float),
+        (x // period + y // period) % 2,
+        rng.uniform(size=(height, width)),
+        np.hypot(x - width * rng.uniform(), y - height * rng.uniform()) % period / period,
+    )[seed % 5][..., None]
+    image = Image.fromarray((one * (1 - share) + other * share).clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(seed // 5 * 3):
+        left, right = sorted(rng.integers(0, width, 2).tolist())
+        top, bottom = sorted(rng.integers(0, height, 2).tolist())
+        shape = draw.ellipse if rng.uniform() < 0.5 else draw.rectangle
+        shape([left, top, right + 1, bottom + 1], fill=tuple(rng.integers(0, 256, 3).tolist()))
+    return image
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Pictures of several shapes, all different: real ones where they are there, else made ones."""
@@ -96,7 +121,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         if real:
             shutil.copy(real[i], path)
         else:
-            made.photo(i, *sizes[i % len(sizes)]).save(path, quality=92)
+            drawn(i, *sizes[i % len(sizes)]).save(path, quality=92)
         paths.append(path)
     return paths
 
