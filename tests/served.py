@@ -240,12 +240,17 @@ def service(
     environment: Mapping[str, str] | None = None,
     connect_to: str = "127.0.0.1",
     stop: bool = True,
+    before: str = "",
 ) -> Iterator[Served]:
-    """`milnet serve --port 0` in `folder`; at the end it is stopped, and its exit code looked at."""
+    """`milnet serve --port 0` in `folder`; at the end it is stopped, and its exit code looked at.
+
+    `before`: Python that its process runs first, as to make a limit of time shorter than a test is patient.
+    """
     for name in ("work", "tmp"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     home = home or folder / "home"
-    command = [sys.executable, "-m", "milnet", "serve", "--port", "0", *(str(option) for option in options)]
+    start = ["-c", f"{before}\nfrom milnet.cli import main\nmain()"] if before else ["-m", "milnet"]
+    command = [sys.executable, *start, "serve", "--port", "0", *(str(option) for option in options)]
     if model is not None:
         command += ["--model", str(model)]
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:

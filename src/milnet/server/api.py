@@ -89,6 +89,7 @@ def create_app(state: State) -> FastAPI:
         "sure that is, and which rated photos say so.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         openapi_url="/v1/openapi.json",
         lifespan=lifespan,
         separate_input_output_schemas=False,
@@ -109,7 +110,7 @@ def create_app(state: State) -> FastAPI:
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
-    always = (400, 401, 403, 404, 405, 408, 413, 421, 422, 429)
+    always = (400, 401, 403, 404, 405, 408, 413, 421, 422, 429, 431)
     return {status: {"description": "A problem.", "content": content} for status in sorted({*always, *statuses})}
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger("milnet.serve")
 
 _HEADERS = 10.0  # seconds that a client may take to say what it wants
 _IDLE = 10  # seconds that a connection may be idle between requests
-_UNREAD = 30.0  # seconds that the rest of an answer may lie unread after the connection was closed on our side
+_UNREAD = 60.0  # seconds in which a client must have taken something of its answer
 _SETTLE = 0.25  # seconds after the signal to stop, for what had been sent before it
 _FINISH = 60  # seconds for what was accepted, after the signal to stop
 _CONNECTIONS = 1000
@@ -38,7 +38,7 @@ class _Connection(H11Protocol):
     """A connection that has to say something soon, and one of not too many."""
 
     _patience: asyncio.TimerHandle | None = None
-    _lingering: asyncio.TimerHandle | None = None
+    _unread, _since = 0, 0.0  # bytes of answers not yet taken, and since when they do not become fewer
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -91,16 +91,18 @@ class _Connection(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def linger(self) -> None:
-        """Once closed on our side: not for longer than `_UNREAD`, even where a client never reads its answer."""
-        if self._lingering is None and self.transport.is_closing():
-            self._lingering = self.loop.call_later(_UNREAD, self.transport.abort)
+    def check_reader(self) -> None:
+        """Give up a client that does not read its answer, even where we have closed already; called every second."""
+        unread, now = self.transport.get_write_buffer_size(), self.loop.time()
+        if not unread or unread < self._unread:
+            self._since = now
+        elif now - self._since > _UNREAD:
+            log.warning("a client does not read its answer: the connection is closed")
+            self.transport.abort()
+        self._unread = unread
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._calm()
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
         super().connection_lost(exc)
 
 
@@ -129,30 +131,22 @@ class Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    async def on_tick(self, counter: int) -> bool:
-        """Every tenth of a second."""
-        if counter % 10 == 0:
-            self._let_go()
-        return await super().on_tick(counter)
+    async def main_loop(self) -> None:
+        """Until a signal; clients are watched to the very end."""
+        self._watching = asyncio.create_task(self._watch())
+        await super().main_loop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what had been sent before the signal, and close."""
         await asyncio.sleep(_SETTLE)
-        closing = asyncio.create_task(self._closing())
-        try:
-            await super().shutdown(sockets)
-        finally:
-            closing.cancel()
+        await super().shutdown(sockets)
 
-    async def _closing(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            self._let_go()
             await asyncio.sleep(1)
-
-    def _let_go(self) -> None:
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, _Connection):
-                connection.linger()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, _Connection):
+                    connection.check_reader()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""

@@ -196,6 +196,8 @@ async def read_json(request: Request, room: Room) -> Any:
                 raise too_long(f"more than {_JSON}", _JSON)
             room.take(len(chunk))
             data += chunk
+        if data.count(b"[") + data.count(b"{") > _BRACKETS:
+            raise Problem(422, "too many lists and objects in the body", expected=f"at most {_BRACKETS}")
         return json.loads(bytes(data), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "the body is no JSON", expected="JSON", got=str(error)[:200]) from None
