@@ -275,6 +275,20 @@ def cpu_seconds(process: int) -> float:
     return sum(int(ticks) for fields in family(process) for ticks in fields[11:15]) / _TICK
 
 
+def others(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:
+    """Cores that something else had between two `used`."""
+    seconds, busy, own = (b - a for a, b in zip(before, after, strict=True))
+    return max(0.0, (busy - own) / seconds)
+
+
+def used(process: int) -> tuple[float, float, float]:
+    """Now; seconds of CPU of everything on this machine (and of what its host took from it); of these, ours."""
+    ticks = [int(one) for one in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    own = os.times()
+    ours = own.user + own.system + own.children_user + own.children_system + cpu_seconds(process)
+    return time.perf_counter(), (sum(ticks) - ticks[3] - ticks[4]) / _TICK, ours
+
+
 def resident(process: int) -> int:
     """Bytes in memory, of all processes together; pages that they share count in each."""
     return sum(int(fields[21]) for fields in family(process)) * _PAGE
@@ -502,7 +516,11 @@ def run(options: argparse.Namespace, files: Sequence[Path], folder: Path) -> dic
         rounds = []
         for number in range(options.rounds):
             order = list(steps) if number % 2 == 0 else list(steps)[::-1]
-            found = {name: steps[name]() for name in order}
+            found = {}
+            for name in order:
+                before = used(service.process)
+                found[name] = steps[name]()
+                found[name]["cores_of_others"] = others(before, used(service.process))
             rounds.append({name: found[name] for name in steps})
             print(f"round {number + 1}: " + ", ".join(f"{n} {f['photos_per_second']:.1f}" for n, f in found.items()))
         overload = None
@@ -580,7 +598,11 @@ def show(found: dict[str, Any]) -> None:
         text += f", refused in p95 {over['refused']['p95_ms']:.0f} ms" if over["refused"] else ""
         text += f"; memory {sizes[0]}, at most {sizes[1]}, then {sizes[2]} MiB; {CLIENTS} clients again: "
         print(text + f"{over['again']['photos_per_second']:.1f} photos/s, {over['recovery']:.2f} of before")
-    print(f"largest difference of a score: {found['largest_difference']:.1e}")
+    disturbed = [figures["cores_of_others"] for one in rounds for figures in one.values()]
+    print(
+        f"largest difference of a score: {found['largest_difference']:.1e}; cores that other processes had meanwhile: "
+        f"{statistics.median(disturbed):.2f} ({min(disturbed):.2f} .. {max(disturbed):.2f})"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

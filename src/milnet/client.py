@@ -482,7 +482,8 @@ class Client:
         """Score one or many photos with `model`, else the default one: a result each, in their order.
 
         Bursts, folder percentiles and stars are among all these photos. Of more than go in one request they come from
-        a second look at what the service remembers; where it has forgotten some, bursts and percentiles are None.
+        a second look at what the service remembers; where it has forgotten some, or for more than 60,000 photos,
+        bursts and percentiles are None.
         """
         return self._all("score", _as_scored, photos, model)
 

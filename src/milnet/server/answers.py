@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Without None: FastAPI leaves that out of examples.
 _SCORE: dict[str, Any] = {
     "index": 0, "photo": "a.jpg", "id": "0" * 64, "score": 4.21, "low": 3.4, "high": 5.0, "spread": 1.4,
     "percentile": 63.2, "stars": 3, "unlike": 0.41, "outside": False,
     "distribution": [0.03, 0.08, 0.18, 0.27, 0.24, 0.14, 0.06],
     "signals": {"width": 4000, "height": 3000, "sharpness": 71.3, "highlights": 0.001, "shadows": 0.02, "noise": 1.2},
-    "group": None, "rank": None, "keep": None, "folder_percentile": 50.0,
+    "group": 1, "rank": 1, "keep": True, "folder_percentile": 50.0,
 }  # fmt: skip
 
 
@@ -68,7 +69,7 @@ class Explanation(Score):
         json_schema_extra={
             "examples": [
                 {**_SCORE, "base": 4.1, "own": 0.09, "rest": 0.01,
-                 "references": [{"id": "I12", "number": 11, "photo": None, "similarity": 0.83,
+                 "references": [{"id": "I12", "number": 11, "photo": "0" * 64, "similarity": 0.83,
                                  "votes": [1, 3, 8, 20, 25, 11, 4], "influence": 0.01}]}
             ]
         }
