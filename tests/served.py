@@ -89,7 +89,7 @@ class Served:
             # a refusal may come, and the connection be closed, before all is sent
             with contextlib.suppress(ConnectionError):
                 connection.sendall(head.encode("latin-1") + body)
-            return read_answer(connection)
+            return read_answer(connection, method)
 
     def get(self, path: str, headers: Mapping[str, str] | Sequence[tuple[str, str]] = ()) -> Answer:
         """GET."""
@@ -177,12 +177,12 @@ def form_of(photos: Sequence[tuple[str, bytes]], field_name: str = "photos") -> 
     return bytes(body) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def read_answer(connection: socket.socket) -> Answer:
+def read_answer(connection: socket.socket, method: str = "GET") -> Answer:
     """Read one answer; ConnectionError where it ends before it is whole."""
-    return read_answers(connection, 1)[0]
+    return read_answers(connection, 1, method)[0]
 
 
-def read_answers(connection: socket.socket, count: int) -> list[Answer]:
+def read_answers(connection: socket.socket, count: int, method: str = "GET") -> list[Answer]:
     """Read several answers that come one after another; ConnectionError where one is not whole."""
     stream, found = connection.makefile("rb"), []
     with stream:
@@ -198,7 +198,8 @@ def read_answers(connection: socket.socket, count: int) -> list[Answer]:
                 assert name.lower() not in headers, f"{name} twice"
                 headers[name.lower()] = value.strip()
             status = int(line.split()[1])
-            found.append(Answer(status, headers, _read_body(stream, status, headers)))
+            body = b"" if method == "HEAD" else _read_body(stream, status, headers)
+            found.append(Answer(status, headers, body))
     return found
 
 

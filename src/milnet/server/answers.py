@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # Without None: FastAPI leaves that out of examples.
 _SCORE: dict[str, Any] = {
@@ -78,7 +78,9 @@ class Explanation(Score):
     base: float = Field(description="mean vote of the photos the model learned from")
     own: float = Field(description="what the photo itself adds")
     rest: float = Field(description="what all other references add")
-    references: list[Reference] = Field(description="nearest first; at most 8, those that moved it most")
+    references: list[Reference] = Field(
+        description="at most 8; of more, those that moved the score most, the most first; else nearest first"
+    )
 
 
 class Failure(BaseModel):
@@ -197,6 +199,13 @@ class Rating(BaseModel):
 
     id: str = _ID
     rating: int = Field(ge=1, le=5)
+
+    @field_validator("rating", mode="before")
+    @classmethod
+    def _a_number(cls, value: Any) -> Any:
+        if isinstance(value, bool | str):  # which would be taken for one
+            raise ValueError("expected a number from 1 to 5")
+        return value
 
 
 class Lesson(BaseModel):
