@@ -18,9 +18,10 @@ Then overload: for some seconds photos are sent at three times the best rate, wh
 (429) is not sent again, and delays count from when a photo was due. Then 8 clients again.
 
 The load comes from one thread, with requests made before; what it costs is told, since it takes a part of the same
-cores. Ratios are of one round. Exits with 1 where a photo has another score than from the command (1e-5), where an
-answer is not as expected, or a floor is missed: at 8 clients at least .80 of the command's photos a second (the faster
-of the two), and p95 below 4 x p50.
+cores. Ratios are of one round. With --quiet a step waits until other processes rest, and is done again where they did
+not stay so (at most twice; the least disturbed counts, whatever it says). Exits with 1 where a photo has another score
+than from the command (1e-5), where an answer is not as expected, or a floor is missed: at 8 clients at least .80 of the
+command's photos a second (the faster of the two), and p95 below 4 x p50.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from timing import machine
 
 TOLERANCE = 1e-5
 CLIENTS, SHARE, TAIL = 8, 0.80, 4.0  # the floors: at so many clients, of the command's rate, p95 / p50
+DISTURBED = 0.15  # cores of other processes from which a measurement is disturbed
 QUIET = 60.0  # seconds without any answer after which a load is given up
 CONNECTIONS = 900  # the service takes 1,000
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -516,21 +518,36 @@ def run(options: argparse.Namespace, files: Sequence[Path], folder: Path) -> dic
         rounds = []
         for number in range(options.rounds):
             order = list(steps) if number % 2 == 0 else list(steps)[::-1]
-            found = {}
-            for name in order:
-                before = used(service.process)
-                found[name] = steps[name]()
-                found[name]["cores_of_others"] = others(before, used(service.process))
+            found = {name: undisturbed(service, steps[name], options.quiet) for name in order}
             rounds.append({name: found[name] for name in steps})
             print(f"round {number + 1}: " + ", ".join(f"{n} {f['photos_per_second']:.1f}" for n, f in found.items()))
         overload = None
         if options.overload:
             best = max(_median(rounds, _clients(count), "photos_per_second") for count in options.clients)
-            overload = ways.overload(3 * best, options.overload)
-            overload["again"] = ways.clients(CLIENTS)
+            overload = undisturbed(service, lambda: ways.overload(3 * best, options.overload), options.quiet)
+            overload["again"] = undisturbed(service, lambda: ways.clients(CLIENTS), options.quiet)
             first = _median(rounds, _clients(CLIENTS), "photos_per_second")
             overload["recovery"] = overload["again"]["photos_per_second"] / first
         return {"rounds": rounds, "overload": overload, "largest_difference": ways.largest}
+
+
+def undisturbed(service: Service, step: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """A step while nothing else runs, for which at most `seconds` are waited; the least disturbed of at most three."""
+    tries = []
+    until = time.monotonic() + seconds
+    while True:
+        while time.monotonic() < until:
+            before = used(service.process)
+            time.sleep(0.5)
+            if others(before, used(service.process)) < DISTURBED:
+                break
+        before = used(service.process)
+        found = step()
+        found["cores_of_others"] = others(before, used(service.process))
+        tries.append(found)
+        if found["cores_of_others"] < DISTURBED or not seconds or len(tries) == 3:
+            best = min(tries, key=lambda one: float(one["cores_of_others"]))
+            return {**best, "tries": len(tries)}
 
 
 def _clients(count: int) -> str:
@@ -614,6 +631,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, CLIENTS, 64], help=f"{CLIENTS} must be there")
     parser.add_argument("--overload", type=float, default=20.0, help="seconds; 0: none")
+    parser.add_argument("--quiet", type=float, default=0.0, help="seconds to wait for other processes to rest")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
     if CLIENTS not in options.clients or options.rounds < 1:
