@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -15,7 +16,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from milnet.preprocess import Preprocess
 from milnet.server import child
 from milnet.server.decoders import DecoderError, Decoders, _understood
 from milnet.server.problems import Problem
-from milnet.server.uploads import Room, label
+from milnet.server.uploads import Room, chunks, label
 from served import Served, assert_gone, form_of, read_answer, read_answers, service
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc, to look at processes")
@@ -61,16 +62,16 @@ def formats() -> dict[str, bytes]:
     return {**found, "HEIC": made_files.heic(array), "DNG": made_files.dng(array)}
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
+def png_chunk(kind: bytes, content: bytes) -> bytes:
     """Of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png_of(width: int, height: int, *chunks: bytes, data: bytes | None = None) -> bytes:
     """A PNG that says it has these sides."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     pixels = zlib.compress(bytes((width * 3 + 1) * height)) if data is None else data
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
 
 
 def bombs() -> dict[str, bytes]:
@@ -92,12 +93,12 @@ def bombs() -> dict[str, bytes]:
         "png largest sides": png_of(0x7FFFFFFF, 0x7FFFFFFF, data=b""),
         "png no sides": png_of(0, 0, data=zlib.compress(b"")),
         "png that grows": png_of(11_000, 12_000, data=zeros),
-        "png profile": png_of(20, 20, chunk(b"iCCP", b"x\0\0" + zeros)),
-        "png text": png_of(20, 20, chunk(b"zTXt", b"Comment\0\0" + zeros)),
-        "png exif": png_of(20, 20, chunk(b"zTXt", b"Raw profile type exif\0\0" + zeros)),
-        "png international text": png_of(20, 20, chunk(b"iTXt", b"Comment\0\1\0\0\0" + zeros)),
+        "png profile": png_of(20, 20, png_chunk(b"iCCP", b"x\0\0" + zeros)),
+        "png text": png_of(20, 20, png_chunk(b"zTXt", b"Comment\0\0" + zeros)),
+        "png exif": png_of(20, 20, png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zeros)),
+        "png international text": png_of(20, 20, png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + zeros)),
         "png chunk without end": png_of(20, 20)[:33] + struct.pack(">I", 0xFFFFFFFF) + b"IDAT",
-        "png thousands of chunks": png_of(20, 20, *[chunk(b"tEXt", b"a\0b")] * 20_000)[:-60],
+        "png thousands of chunks": png_of(20, 20, *[png_chunk(b"tEXt", b"a\0b")] * 20_000)[:-60],
         "jpeg sides": jpeg[:frame] + struct.pack(">HH", 65_500, 65_500) + jpeg[frame + 4 :],
         "jpeg no sides": jpeg[:frame] + bytes(4) + jpeg[frame + 4 :],
         "jpeg exif in a ring": encoded("JPEG", exif=loop)[:-40],
@@ -183,6 +184,8 @@ milnet.server.running._IDLE = 1
 milnet.server.running._UNREAD = 1.0
 milnet.server.uploads._QUIET = 1.0
 milnet.server.uploads._GRACE = 1.5
+room, begin = milnet.server.uploads.Room, milnet.server.uploads.Room.__init__
+room.__init__ = lambda self, most: begin(self, 12 << 20)
 """
 
 
@@ -358,6 +361,7 @@ REQUESTS: list[tuple[str, bytes, set[int | None]]] = [
     ("an empty form", sized(b""), {400}),
     ("an empty photo", sized(PART + b"\r\n--abc--\r\n"), {422}),
     ("another field", sized(PART.replace(b"photos", b"photo") + GOOD + b"\r\n--abc--\r\n"), {422}),
+    ("2 MB in another field", sized(PART.replace(b"photos", b"x") + bytes(2 << 20) + b"\r\n--abc--\r\n"), {413}),
     ("no name of a part", sized(b"--abc\r\n\r\n" + GOOD + b"\r\n--abc--\r\n"), {422}),
     ("forms in forms", sized(b'--abc\r\nContent-Type: multipart/mixed; boundary="abc"\r\n\r\n' * 30), {400}),
     ("30,000 parts", sized(b'--abc\r\nContent-Disposition: form-data; name="x"\r\n\r\n\r\n' * 30_000), {413}),
@@ -642,6 +646,46 @@ def test_a_full_queue(quick: Served) -> None:
     assert quick.figures()[("milnet_refused_total",)] - before == refused.total()
     assert_at_rest(quick, quick.open_files())
     assert quick.post("/v1/preview", photo).status == 200
+
+
+def test_a_call_larger_than_all_that_may_be_held(quick: Served) -> None:
+    """It waits for its own photos, as they come: 40 MB where 12 may be in memory."""
+    sent = [(str(i), encoded("BMP", made.photo(500 + i, 1200, 1100))) for i in range(10)]
+    answer = quick.form("/v1/score", sent)
+    assert answer.status == 200 and len(answer.json()["scores"]) == 10
+    assert_at_rest(quick, quick.open_files())
+
+
+class _Body:
+    """A request whose body comes in pieces, with pauses."""
+
+    def __init__(self, pieces: int, pause: float) -> None:
+        self.pieces, self.pause = pieces, pause
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for _ in range(self.pieces):
+            await asyncio.sleep(self.pause)
+            yield bytes(100)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "slow"), [(0.0, 0.05, False), (0.05, 0.0, True)])
+def test_whose_slowness_it_is(monkeypatch: pytest.MonkeyPatch, theirs: float, ours: float, slow: bool) -> None:
+    """A client is not blamed for the time in which the service was busy with what had come."""
+    monkeypatch.setattr("milnet.server.uploads._GRACE", 0.1)
+
+    async def read() -> int:
+        count = 0
+        async for chunk in chunks(_Body(8, theirs)):  # type: ignore[arg-type]
+            count += len(chunk)
+            await asyncio.sleep(ours)
+        return count
+
+    if slow:
+        with pytest.raises(Problem, match="too slowly") as caught:
+            asyncio.run(read())
+        assert caught.value.status == 408
+    else:
+        assert asyncio.run(read()) == 800
 
 
 def test_room() -> None:

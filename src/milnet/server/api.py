@@ -41,6 +41,7 @@ NDJSON = "application/x-ndjson"
 _TOGETHER = 256  # photos of one call that wait to be judged by their ids, so that others have their turn
 _MANY = 64  # photos from which an answer is made in another thread
 _SECONDS = 120.0  # that a photo may take from its last byte to its score
+_READ = 4  # files of pools that are read and decoded at once
 _PREVIEW, _POOL = 1024, 320  # pixels of a long side
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,59}")
@@ -56,6 +57,7 @@ class State:
         self.engine, self.limits, self.gauges, self.needs_token = engine, limits, gauges, needs_token
         self.room = Room(limits.together)
         self.teaching = asyncio.Lock()
+        self.reading = asyncio.Semaphore(_READ)
         self.ready = False
         self.running: set[asyncio.Task[Any]] = set()
         gauges.watch("milnet_waiting_photos", "Photos accepted and not yet scored.", lambda: engine.gate.inside)
@@ -309,6 +311,9 @@ async def _sent(state: State, request: Request, served: Served) -> _Sent:
                 del upload
                 if len(sent) % _MANY == 0:
                     await asyncio.sleep(0)  # ids come without a pause
+                # A call waits for its own photos, and is refused only for those of others: it could never be sent else.
+                while state.room.held > state.room.most // 2 and (own := [one for _, one in sent if not one.done()]):
+                    await asyncio.wait(own, return_when=asyncio.FIRST_COMPLETED)
     except BaseException:
         _cancel(sent)
         raise
@@ -586,20 +591,22 @@ def _add_pictures(app: FastAPI, state: State) -> None:
         "/v1/models/{name}/pool/{number}", tags=["pictures"], response_model=None,
         responses={**webp, **_problems(503)},
     )  # fmt: skip
-    async def of_pool(name: str, number: int) -> Response:
+    async def of_pool(request: Request, name: str, number: int) -> Response:
         """A photo of a model's pool, where `milnet pool images` found it on this machine, unchanged since."""
         pool = state.served(name).scorer.pool
         nothing = Problem(404, "no picture of that photo is known on this machine (`milnet pool images` tells where)")
         if not 0 <= number < len(pool) or not pool.pixels[number]:
             raise nothing
         digest = pool.pixels[number]
-        data = await asyncio.to_thread(_file_of, digest, state.limits.photo)
-        if data is None:
-            raise nothing
-        try:
-            picture, found = await asyncio.wrap_future(state.engine.decoders.preview(data, _POOL))
-        except ImageError:
-            raise nothing from None
+        async with state.reading:
+            data = await asyncio.to_thread(_file_of, digest, state.limits.photo)
+            if data is None:
+                raise nothing
+            try:
+                future = asyncio.wrap_future(state.engine.decoders.preview(data, _POOL))
+                picture, found = await _while_there(request, future)
+            except ImageError:
+                raise nothing from None
         if found != digest:
             raise nothing
         return Response(picture, media_type="image/webp", headers={"Cache-Control": "private, max-age=3600"})

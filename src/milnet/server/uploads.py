@@ -22,6 +22,7 @@ from milnet.server.problems import Problem, busy
 
 FIELD = "photos"
 _NAME = 500  # characters of a name that are kept
+_OTHER = 1 << 20  # bytes of other fields of a form
 _JSON = 2 << 20  # bytes of a JSON body at most
 _BRACKETS = 5000  # lists and objects in it: a million empty ones take seconds to read
 _IDS = 20_000  # ids a call: about as many as are remembered
@@ -231,7 +232,7 @@ class _Parts:
     def __init__(self, limits: Limits, room: Room) -> None:
         self.limits, self.room = limits, room
         self.finished: list[tuple[str, bytes]] = []
-        self.count, self.parts, self.ended = 0, 0, False
+        self.count, self.parts, self.other, self.ended = 0, 0, 0, False
         self.headers: dict[str, str] = {}
         self.field, self.value, self.data = bytearray(), bytearray(), bytearray()
         self.wanted, self.name = False, ""
@@ -282,6 +283,9 @@ class _Parts:
 
     def on_data(self, data: bytes, start: int, end: int) -> None:
         if not self.wanted:
+            self.other += end - start
+            if self.other > _OTHER:
+                raise too_long(f"more than {_OTHER} in other fields than `{FIELD}`", _OTHER, "form")
             return
         if len(self.data) + end - start > self.limits.photo:
             raise too_long(f"more than {self.limits.photo}", self.limits.photo, "photo")
