@@ -251,9 +251,8 @@ def service(
         (folder / name).mkdir(parents=True, exist_ok=True)
     home = home or folder / "home"
     start = ["-c", f"{before}\nfrom milnet.cli import main\nmain()"] if before else ["-m", "milnet"]
-    command = [sys.executable, *start, "serve", "--port", "0", *(str(option) for option in options)]
-    if model is not None:
-        command += ["--model", str(model)]
+    first = [] if model is None else ["--model", str(model)]
+    command = [sys.executable, *start, "serve", "--port", "0", *first, *(str(option) for option in options)]
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
         process = subprocess.Popen(
             command,

@@ -420,6 +420,31 @@ def test_one_taste_at_a_time(served: Served, rated: list[dict[str, Any]]) -> Non
         assert served.ask("DELETE", f"/v1/tastes/{name}").status == 204
 
 
+def test_a_taste_that_was_downloaded(served: Served, rated: list[dict[str, Any]], tmp_path: Path) -> None:
+    """It can be served beside the general model, and says the same; only what is taught there can be removed there."""
+    assert served.post("/v1/tastes", {"name": "kept", "ratings": rated}).status == 201
+    with zipfile.ZipFile(io.BytesIO(served.get("/v1/tastes/kept/download").body)) as archive:
+        archive.extractall(tmp_path)
+    said = ok(served.post("/v1/score?model=kept", FILES["plain.jpg"]))
+    known = {one["name"]: one for one in ok(served.get("/v1/models"))["models"]}["kept"]
+    assert served.ask("DELETE", "/v1/tastes/kept").status == 204
+    with service(tmp_path / "served", "--model", tmp_path / "kept") as one:
+        models = ok(one.get("/v1/models"))
+        assert [(m["name"], m["kind"], m["removable"]) for m in models["models"]] == [
+            ("pocket", "model", False),
+            ("kept", "taste", False),
+        ]
+        assert models["default"] == "pocket"
+        assert {**known, "removable": False} == models["models"][1]
+        again = ok(one.post("/v1/score?model=kept", FILES["plain.jpg"]))
+        assert again["scores"][0]["stars"] == said["scores"][0]["stars"]
+        assert again["scores"][0]["score"] == pytest.approx(said["scores"][0]["score"], abs=1e-5)
+        assert one.ask("DELETE", "/v1/tastes/kept").status == 404
+        assert one.get("/v1/tastes/kept/download").status == 404
+        # what the one model has seen, the other one need not see again
+        assert ok(one.post("/v1/score", {"ids": [again["scores"][0]["id"]]}))["model"] == "pocket"
+
+
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -719,18 +744,18 @@ def test_token(tmp_path: Path) -> None:
             assert token.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-@pytest.mark.parametrize("how", ["file", "variable"])
-def test_a_token_of_ones_own(tmp_path: Path, how: str) -> None:
-    """From a file or a variable, also for this machine alone; decoders do not know it."""
-    token = "my-own-token-of-letters"
+def test_a_token_of_ones_own(tmp_path: Path) -> None:
+    """From a file before one from the variable, also for this machine alone; decoders know neither."""
+    token, other = "my-own-token-of-letters", "another-token-of-letters"
     (tmp_path / "token").write_text(f"{token}\n")
-    options = ["--token-file", tmp_path / "token"] if how == "file" else []
-    with service(tmp_path, *options, environment={"MILNET_TOKEN": token} if how == "variable" else {}) as one:
+    with service(tmp_path, "--token-file", tmp_path / "token", environment={"MILNET_TOKEN": other}) as one:
         assert token not in one.said() and one.get("/v1/models").status == 401
+        assert one.get("/v1/models", {"Authorization": f"Bearer {other}"}).status == 401
         one.token = token
         assert one.get("/v1/models").status == 200
         for pid in one.children():
-            assert token.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+            known = Path(f"/proc/{pid}/environ").read_bytes()
+            assert token.encode() not in known and other.encode() not in known
 
 
 # ---- nothing is kept -------------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def test_malformed_uploads(served: Served) -> None:
         assert_at_rest(served, files)
         resident.append(served.resident())
     assert found[422] > 250 and found.total() == 400
-    assert resident[1] < 1.05 * resident[0]
+    assert resident[1] < 1.03 * resident[0]
     assert score_of(served) == pytest.approx(before, abs=1e-6)
     assert not wrong(served)
 
@@ -637,12 +637,12 @@ def test_a_full_queue(quick: Served) -> None:
             time.sleep(0.25)
 
     before = quick.figures()[("milnet_refused_total",)]
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(16)]
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(scored) == 16 and refused.total() > 0
+    assert len(scored) == 12 and refused.total() > 0
     assert quick.figures()[("milnet_refused_total",)] - before == refused.total()
     assert_at_rest(quick, quick.open_files())
     assert quick.post("/v1/preview", photo).status == 200
@@ -926,6 +926,21 @@ def test_stopped_under_load(tmp_path: Path) -> None:
     # afterwards: answered, or closed without a byte of an answer
     assert {what for _, what in found} <= {"200", "refused", "closed after b''", "[Errno 104] Connection reset by peer"}
     assert all(re.match(r"\S+ \S+ INFO ", line) for line in one.log().splitlines()), one.log()[-2000:]
+
+
+def test_stopped_with_a_client_that_does_not_read(tmp_path: Path) -> None:
+    """It is not waited for as long as others."""
+    with service(tmp_path) as one:
+        digest = one.post("/v1/score", GOOD).json()["scores"][0]["id"]
+        ids = f'{{"ids": [{",".join([chr(34) + digest + chr(34)] * 3000)}]}}'.encode()
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((one.host, one.port))
+        connection.sendall(sized(ids, b"POST /v1/explain HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"))
+        until(lambda: ("milnet_requests_total", "route", "/v1/explain", "status", "200") in one.figures(), 20)
+        one.stop(seconds=20)
+        connection.close()
+    assert "a client does not read its answer" in one.log()
 
 
 def test_a_service_that_is_killed_leaves_no_decoder(tmp_path: Path) -> None:

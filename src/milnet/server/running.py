@@ -28,7 +28,8 @@ log = logging.getLogger("milnet.serve")
 
 _HEADERS = 10.0  # seconds that a client may take to say what it wants
 _IDLE = 10  # seconds that a connection may be idle between requests
-_UNREAD = 60.0  # seconds in which a client must have taken something of its answer
+_UNREAD = 60.0  # seconds in which a client must have taken something of its answer ...
+_HURRY = 5.0  # ... while the service is stopping
 _SETTLE = 0.25  # seconds after the signal to stop, for what had been sent before it
 _FINISH = 60  # seconds for what was accepted, after the signal to stop
 _CONNECTIONS = 1000
@@ -91,12 +92,12 @@ class _Connection(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def check_reader(self) -> None:
+    def check_reader(self, patience: float) -> None:
         """Give up a client that does not read its answer, even where we have closed already; called every second."""
         unread, now = self.transport.get_write_buffer_size(), self.loop.time()
         if not unread or unread < self._unread:
             self._since = now
-        elif now - self._since > _UNREAD:
+        elif now - self._since > patience:
             log.warning("a client does not read its answer: the connection is closed")
             self.transport.abort()
         self._unread = unread
@@ -146,7 +147,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(1)
             for connection in list(self.server_state.connections):
                 if isinstance(connection, _Connection):
-                    connection.check_reader()
+                    connection.check_reader(_HURRY if self.should_exit else _UNREAD)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
