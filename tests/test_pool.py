@@ -11,7 +11,7 @@ from milnet import pool as pool_module
 from milnet.annotations import Table
 from milnet.errors import LeakError, NumericError, UsageError
 from milnet.features import FeatureSet
-from milnet.pool import RatedPool, find_store, make_store, refuse_seen, shared_codes
+from milnet.pool import Codes, RatedPool, find_store, make_store, refuse_seen
 
 N = 40
 
@@ -152,9 +152,9 @@ def test_the_whole_pool_is_ranked_as_a_search_ranks_it(monkeypatch: pytest.Monke
 
 
 def test_shared_codes() -> None:
-    found = shared_codes(["a", "", "b", "a"], ["c", "a", "", "b", "d"])
+    found = Codes(["c", "a", "", "b", "d"]).shared(["a", "", "b", "a", "new", "newer"])
     equal = (found.query[:, None] == found.pool[None]) & (found.query[:, None] >= 0)
-    expected = [[x == y != "" for y in ["c", "a", "", "b", "d"]] for x in ["a", "", "b", "a"]]
+    expected = [[x == y != "" for y in ["c", "a", "", "b", "d"]] for x in ["a", "", "b", "a", "new", "newer"]]
     assert equal.tolist() == expected
     assert (found.query[1], found.pool[2]) == (-1, -1) and found.query.dtype == np.int64
 

@@ -21,6 +21,7 @@ from milnet.features import evenly, stored_rows
 from milnet.metrics import check_distributions
 from milnet.model.common import Pool
 from milnet.model.votes import Votes
+from milnet.recipe import Network
 from milnet.recipes import Model
 from milnet.references import References
 from milnet.samples import Batch
@@ -48,7 +49,7 @@ def explain(
     """Predict photos with node features [n, D] (or maps) beside `references`, as `model.predict` does, in parts."""
     samples = model.samples(nodes, references)
     where, values = torch.device(model.recipe.device(device)), torch.from_numpy(model.values)
-    network = model.network.to(where).eval()
+    network = placed(model.network, where)
     picks = np.split(np.arange(len(samples), dtype=np.int64), range(64, len(samples), 64))
     parts: list[tuple[Tensor, ...]] = []
     mean_photo = _mean_photo(model) if references is not None and not isinstance(network, Votes) else None
@@ -74,6 +75,14 @@ def explain(
     if isinstance(network, Votes):  # what rounding leaves; and of a score outside the values, which is cut, nothing
         remainder[:] = 0
     return Explanation(distribution, bases, owns, influences, remainder)
+
+
+def placed(network: Network, where: torch.device) -> Network:
+    """The network on a device, to be asked. Mostly it is already: a service asks for a few photos at a time."""
+    there = next(network.buffers(), None)
+    if network.training or there is None or there.device != where:
+        network.to(where).eval()
+    return network
 
 
 def _of_votes(network: Votes, batch: Batch, index: Tensor | None, values: Tensor) -> tuple[Tensor, ...]:

@@ -272,15 +272,30 @@ class RatedPool:
     def _exclusions(
         self, ids: Sequence[str] | None, pixels: Sequence[str] | None, groups: Sequence[str] | None
     ) -> list[Exclusion]:
-        sides = ((ids, self.ids), (pixels, self.pixels), (groups, self.groups))
-        return [shared_codes(own, theirs) for own, theirs in sides if own is not None]
+        sides = (("ids", ids), ("pixels", pixels), ("groups", groups))
+        return [self._codes(name).shared(own) for name, own in sides if own is not None]
+
+    def _codes(self, name: str) -> Codes:
+        if name not in self._coded:
+            self._coded[name] = Codes(getattr(self, name))
+        return self._coded[name]
+
+    @cached_property
+    def _coded(self) -> dict[str, Codes]:
+        return {}
 
 
-def shared_codes(query: Sequence[str], pool: Sequence[str]) -> Exclusion:
-    """Texts of both sides as codes, equal where the texts are equal; "" is nobody (-1)."""
-    number = {"": -1}
-    codes = [np.array([number.setdefault(text, len(number)) for text in side], np.int64) for side in (query, pool)]
-    return Exclusion(codes[0], codes[1])
+class Codes:
+    """Texts of a pool as numbers, equal where the texts are equal; "" is nobody (-1). Made once: pools are large."""
+
+    def __init__(self, pool: Sequence[str]) -> None:
+        self._number = {"": -1}
+        self.pool = np.array([self._number.setdefault(text, len(self._number)) for text in pool], np.int64)
+
+    def shared(self, query: Sequence[str]) -> Exclusion:
+        """Who has the same text as whom."""
+        unknown = len(self._number)
+        return Exclusion(np.array([self._number.get(text, unknown) for text in query], np.int64), self.pool)
 
 
 def refuse_seen(
