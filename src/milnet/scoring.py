@@ -488,14 +488,17 @@ class Scorer:
         places = np.flatnonzero(index >= 0)
         if len(places) > LISTED:  # those that moved the score most
             places = places[np.argsort(-np.abs(influence[places]), kind="stable")[:LISTED]]
+        rows = index[places]
+        votes = (pool.distributions[rows] * pool.totals[rows, None]).round(6).tolist()
         listed = tuple(
-            Reference(
-                pool.ids[index[at]],
-                round(float(references.similarity[photo, at]), 6),
-                tuple((pool.distributions[index[at]] * pool.totals[index[at]]).round(6).tolist()),
-                float(influence[at]),
+            Reference(pool.ids[row], round(likeness, 6), tuple(of_each), adds)
+            for row, likeness, of_each, adds in zip(
+                rows.tolist(),
+                references.similarity[photo, places].tolist(),
+                votes,
+                influence[places].tolist(),
+                strict=True,
             )
-            for at in places
         )
         return listed, float(influence.sum() - influence[places].sum() + parts.remainder[photo])
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -166,7 +166,7 @@ class _Failed:
 
 
 def _add_scores(app: FastAPI, state: State) -> None:
-    body = {
+    body: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "content": {
@@ -183,33 +183,34 @@ def _add_scores(app: FastAPI, state: State) -> None:
             "example": '{"score": {...}}\n{"failure": {...}}\n{"done": {"scored": 1, "failed": 1}}\n',
         }
     }
-    model = Query(None, description="name of a model; else the default one", max_length=200)
-    name = Query(None, description="of the photo, where the body is one image", max_length=500)
+    # Read from the request itself: of a small photo's answer FastAPI's own reading would be a good part.
+    of_model = _query("model", "name of a model; else the default one")
+    body["parameters"] = [of_model, _query("name", "of the photo, where the body is one image")]
 
     def answered(what: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
         return {200: {"model": what, "content": stream}, **_problems(415, 503)}
 
     @app.post("/v1/score", tags=["scores"], response_model=None, openapi_extra=body, responses=answered(answers.Scores))
-    async def score(request: Request, model: str | None = model, name: str | None = name) -> Response:
+    async def score(request: Request) -> Response:
         """Score one or many photos. Ask for `application/x-ndjson` to have each as soon as it is done."""
-        return await _answer(state, request, model, "score")
+        return await _answer(state, request, "score")
 
     @app.post(
         "/v1/explain", tags=["scores"], response_model=None, openapi_extra=body,
         responses=answered(answers.Explanations),
     )  # fmt: skip
-    async def explain(request: Request, model: str | None = model, name: str | None = name) -> Response:
+    async def explain(request: Request) -> Response:
         """Score photos and say which rated photos moved each score, and by how much."""
-        return await _answer(state, request, model, "explain")
+        return await _answer(state, request, "explain")
 
     @app.post(
         "/v1/bursts", tags=["scores"], response_model=None, responses={200: {"model": answers.Bursts}, **_problems()},
-        openapi_extra={"requestBody": {"required": True, "content": {
+        openapi_extra={"parameters": [of_model], "requestBody": {"required": True, "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/Ids"}}}}},
     )  # fmt: skip
-    async def bursts(request: Request, model: str | None = model) -> Response:
+    async def bursts(request: Request) -> Response:
         """Which of photos that were sent before are bursts. Ids that are not remembered are left out."""
-        served = state.served(model)
+        served = state.served(request.query_params.get("model"))
         named = dict.fromkeys(ids_of(await read_json(request, state.room)))
         wanted = [one for one in named if state.engine.memory.get(served.key(one)) is not None]
         turns = asyncio.Semaphore(_TOGETHER)
@@ -231,8 +232,12 @@ def _add_scores(app: FastAPI, state: State) -> None:
         return _json({"bursts": rows})
 
 
-async def _answer(state: State, request: Request, model: str | None, what: Literal["score", "explain"]) -> Response:
-    served = state.served(model)
+def _query(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+async def _answer(state: State, request: Request, what: Literal["score", "explain"]) -> Response:
+    served = state.served(request.query_params.get("model"))
     sent = await _sent(state, request, served)
     if NDJSON in request.headers.get("accept", ""):
         return StreamingResponse(_lines(state, served, sent, what), media_type=NDJSON)
@@ -435,7 +440,7 @@ def _score(
         "unlike": score.unlike,
         "outside": score.unlike is not None and score.unlike > UNLIKE,
         "distribution": score.distribution,
-        "signals": None if score.signals is None else asdict(score.signals),
+        "signals": None if score.signals is None else vars(score.signals),
         "group": score.group,
         "rank": score.rank,
         "keep": score.keep,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class Decoders:
 
     def see(self, data: bytes, preprocesses: Sequence[Preprocess]) -> Future[Seeing]:
         """Decode a file for backbones: the result, or ImageError."""
-        return self._submit({"preprocess": [asdict(one) for one in preprocesses]}, data)
+        return self._submit({"preprocess": [vars(one) for one in preprocesses]}, data)
 
     def preview(self, data: bytes, side: int) -> Future[tuple[bytes, str]]:
         """A WebP with a long side of at most `side`, and the digest of the photo's pixels; or ImageError."""
