@@ -1,9 +1,9 @@
 """Photos of many requests -> scores. The model lives here, in one process; batches are made of whoever waits.
 
 A photo that has been decoded joins those of its size. A batch goes as soon as a pass is free and it is full, or nobody
-else is there; else it waits a few milliseconds for others (`WINDOW`, `BACK`), while the cores are busy with them. Batches
-pass side by side, one thread each; one alone has all threads. What asyncio's thread does here is short: decoding, passes
-and scores are made elsewhere.
+else is there; else it waits a few milliseconds for others (`WINDOW`, `BACK`), while the cores are busy with them.
+Batches pass side by side, one thread each; one alone has all threads. What asyncio's thread does here is short:
+decoding, passes and scores are made elsewhere.
 """
 
 from __future__ import annotations
@@ -316,8 +316,8 @@ def _work(group: list[_Item], threads: int) -> tuple[list[Judged | Exception], f
 def _pass(scorer: Scorer, group: list[_Item]) -> list[Seen]:
     """What the backbones make of photos of one size, in a batch of as many as there are.
 
-    What one alone gives differs from what it gives in a full batch by rounding: on 3,177 photos scores by at most 5.4e-6
-    (docs/experiments.md), for half the time.
+    What one alone gives differs from what it gives in a full batch by rounding: on 3,177 photos scores by at most
+    5.4e-6 (docs/experiments.md), for half the time.
     """
     if group[0].seeing is None:
         return [item.seen for item in group if item.seen is not None]
