@@ -584,3 +584,12 @@ def test_what_is_forgotten_is_not_compared() -> None:
             found = client.score([str(n).encode() for n in range(20)])
         assert [one.folder_percentile for one in found if isinstance(one, Scored)] == wanted
         assert [replace(one, folder_percentile=None).score for one in found if isinstance(one, Scored)] == [*range(20)]
+
+
+def test_ids_of_a_call() -> None:
+    """Client and service agree on how many go."""
+    pytest.importorskip("fastapi")
+    from milnet import client
+    from milnet.server import uploads
+
+    assert client._IDS <= uploads._IDS

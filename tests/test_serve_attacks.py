@@ -637,12 +637,16 @@ def test_a_full_queue(quick: Served) -> None:
             time.sleep(0.25)
 
     before = quick.figures()[("milnet_refused_total",)]
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(scored) == 12 and refused.total() > 0
+    for attempt in range(8):  # whether so many are there at once is up to the machine
+        threads = [threading.Thread(target=client, args=(20 * attempt + number,)) for number in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(scored) == 20 * (attempt + 1)
+        if refused:
+            break
+    assert refused.total() > 0
     assert quick.figures()[("milnet_refused_total",)] - before == refused.total()
     assert_at_rest(quick, quick.open_files())
     assert quick.post("/v1/preview", photo).status == 200

@@ -231,6 +231,64 @@ def test_gate_gives_on_what_was_given_to_one_who_left() -> None:
     run(work())
 
 
+def test_gate_when_who_waits_leaves_first() -> None:
+    """Cancelled in the very moment that it would be its turn: it ends as cancelled, and no place is lost."""
+
+    async def work() -> None:
+        gate = Gate(1)
+        await gate.enter()
+        task = asyncio.create_task(gate.enter())
+        await asyncio.sleep(0)
+        task.cancel()
+        gate.leave()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert gate.inside == 0
+
+    run(work())
+
+
+def test_who_has_gone_holds_no_bytes() -> None:
+    """A photo that nobody waits for any more is let go at once, though the decoders are busy."""
+    decoders = Decoders(1, max_bytes=1 << 24, max_pixels=1 << 24)  # never started: all wait
+    future = decoders.see(bytes(1000), [])
+    future.cancel()
+    item = decoders._jobs.get()
+    assert item is not None
+    assert item[2] == []
+
+
+def test_who_reads_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a client that takes nothing for a while is; one with a new, long answer has its time."""
+    from types import SimpleNamespace
+
+    from milnet.server import running
+
+    now, waiting, aborted = [1000.0], [0], []
+    connection: Any = running._Connection.__new__(running._Connection)
+    connection.loop = SimpleNamespace(time=lambda: now[0])
+    connection.transport = SimpleNamespace(
+        get_write_buffer_size=lambda: waiting[0], abort=lambda: aborted.append(now[0])
+    )
+
+    def seconds(count: int, taken: int) -> None:
+        for _ in range(count):
+            now[0] += 1
+            waiting[0] -= taken
+            connection.check_reader(60)
+
+    waiting[0] = 1_000_000
+    seconds(200, 1000)  # slowly, but it reads
+    assert aborted == []
+    waiting[0] = 0
+    seconds(5, 0)
+    waiting[0] = 1_000_000
+    seconds(55, 0)
+    assert aborted == []
+    seconds(10, 0)
+    assert aborted
+
+
 def test_gate_says_when_to_come_again() -> None:
     async def work() -> None:
         gate = Gate(100)

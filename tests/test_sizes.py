@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import made
-from milnet import extraction
+from milnet import extraction, preprocess
 from milnet.annotations import Table, load_table
 from milnet.backbones import load_backbone
 from milnet.checkpoints import save_model
@@ -125,13 +125,13 @@ def test_a_photo_s_features_depend_on_nothing_else(tmp_path: Path, monkeypatch: 
 @made.needs_timm
 def test_a_photo_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, opened = rated(tmp_path, 3), []
-    true = extraction.open_photo
+    true = preprocess.open_photo
 
     def counting(source: Any, **options: Any) -> Any:
         opened.append((source, options["draft_side"]))
         return true(source, **options)
 
-    monkeypatch.setattr(extraction, "open_photo", counting)
+    monkeypatch.setattr(preprocess, "open_photo", counting)
     by = extractor(SIZES)
     paths = [table.image_path(i) for i in range(3)]
     features_of(paths, replace(by, preprocess=replace(by.preprocess, draft=True)))

@@ -46,7 +46,7 @@ _NDJSON = "application/x-ndjson"
 _CHUNK, _BYTES = 16, 32 << 20  # photos and bytes of one request; a larger photo goes alone
 _AGAIN = 0.5  # seconds before a lost request goes once more
 _SHORTEST, _LONGEST = 0.05, 60.0  # seconds that are waited at once, whatever the service says
-_IDS = 60_000  # ids of one call: its body may have 4 MB
+_IDS = 20_000  # ids of one call, as the service takes them
 
 
 # ---- what can go wrong -----------------------------------------------------------------------------------------------
@@ -482,7 +482,7 @@ class Client:
         """Score one or many photos with `model`, else the default one: a result each, in their order.
 
         Bursts, folder percentiles and stars are among all these photos. Of more than go in one request they come from
-        a second look at what the service remembers; where it has forgotten some, or for more than 60,000 photos,
+        a second look at what the service remembers; where it has forgotten some, or for more than 20,000 photos,
         bursts and percentiles are None.
         """
         return self._all("score", _as_scored, photos, model)
@@ -535,7 +535,10 @@ class Client:
         ids = [one.id for one in results if isinstance(one, Scored)]
         if not 1 < len(ids) <= _IDS:
             return results
-        looked = iter(self.again(ids, model))
+        try:
+            looked = iter(self.again(ids, model))
+        except ServiceError:  # the scores are there: better without bursts than not at all
+            return results
         found: list[_S | Failed] = []
         for one in results:
             if isinstance(one, Scored):

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from milnet.album import known_photos
 from milnet.artifacts import strict
@@ -41,6 +42,7 @@ NDJSON = "application/x-ndjson"
 _TOGETHER = 256  # photos of one call that wait to be judged by their ids, so that others have their turn
 _MANY = 64  # photos from which an answer is made in another thread
 _SECONDS = 120.0  # that a photo may take from its last byte to its score
+_LOOKS = 8  # calls of ids at once
 _READ = 4  # files of pools that are read and decoded at once
 _PREVIEW, _POOL = 1024, 320  # pixels of a long side
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -59,10 +61,21 @@ class State:
         self.teaching = asyncio.Lock()
         self.reading = asyncio.Semaphore(_READ)
         self.ready = False
+        self.looks = 0
         self.running: set[asyncio.Task[Any]] = set()
         gauges.watch("milnet_waiting_photos", "Photos accepted and not yet scored.", lambda: engine.gate.inside)
         gauges.watch("milnet_held_bytes", "Bytes of files in memory.", lambda: self.room.held)
         gauges.watch("milnet_remembered_photos", "Photos that need not be sent again.", lambda: len(engine.memory))
+
+    def begin_look(self) -> None:
+        """A call of ids begins: its photos are in no queue, but their scores take memory. Problem 429 beyond a few."""
+        if self.looks >= _LOOKS:
+            raise busy(1)
+        self.looks += 1
+
+    def end_look(self) -> None:
+        """It has its answer."""
+        self.looks -= 1
 
     def served(self, name: str | None) -> Served:
         """The model that is asked for."""
@@ -210,6 +223,13 @@ def _add_scores(app: FastAPI, state: State) -> None:
     )  # fmt: skip
     async def bursts(request: Request) -> Response:
         """Which of photos that were sent before are bursts. Ids that are not remembered are left out."""
+        state.begin_look()
+        try:
+            return await bursts_of(request)
+        finally:
+            state.end_look()
+
+    async def bursts_of(request: Request) -> Response:
         served = state.served(request.query_params.get("model"))
         named = dict.fromkeys(ids_of(await read_json(request, state.room)))
         wanted = [one for one in named if state.engine.memory.get(served.key(one)) is not None]
@@ -236,11 +256,42 @@ def _query(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "description": description, "schema": {"type": "string"}}
 
 
+class _Stream(StreamingResponse):
+    """Lines, and what is to be done when they end, even where the client went before the first one."""
+
+    def __init__(self, content: AsyncIterator[bytes], *after: Callable[[], None]) -> None:
+        super().__init__(content, media_type=NDJSON)
+        self.after = list(after)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for one in self.after:
+                one()
+
+
 async def _answer(state: State, request: Request, what: Literal["score", "explain"]) -> Response:
+    if not request.headers.get("content-type", "").lower().startswith("application/json"):
+        return await _answered(state, request, what)
+    state.begin_look()
+    try:
+        response = await _answered(state, request, what)
+    except BaseException:
+        state.end_look()
+        raise
+    if isinstance(response, _Stream):
+        response.after.append(state.end_look)
+    else:
+        state.end_look()
+    return response
+
+
+async def _answered(state: State, request: Request, what: Literal["score", "explain"]) -> Response:
     served = state.served(request.query_params.get("model"))
     sent = await _sent(state, request, served)
     if NDJSON in request.headers.get("accept", ""):
-        return StreamingResponse(_lines(state, served, sent, what), media_type=NDJSON)
+        return _Stream(_lines(state, served, sent, what), lambda: _cancel(sent))
     try:
         await _while_there(request, asyncio.gather(*(task for _, task in sent), return_exceptions=True))
     finally:
@@ -350,8 +401,11 @@ async def _one(state: State, served: Served, upload: Upload) -> Judged | _Failed
 
 
 async def _again(state: State, served: Served, upload: Upload, turns: asyncio.Semaphore) -> Judged | _Failed:
-    async with turns:
-        found = await state.engine.again(served, upload.id)
+    try:
+        async with turns:
+            found = await state.engine.again(served, upload.id)
+    except NumericError as error:
+        return _Failed(str(error), upload.id)
     return _Failed("not remembered: send the photo itself", upload.id, unknown=True) if found is None else found
 
 

@@ -20,6 +20,7 @@ import os
 import struct
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from milnet.aside import look
@@ -108,6 +109,9 @@ def confine(max_pixels: int) -> None:
         import resource
     except ImportError:  # Windows
         return
+    if sys.platform == "linux":  # where memory is short, this process goes and not the service
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
+            file.write("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if sys.platform == "linux":

@@ -53,7 +53,7 @@ class Decoders:
     ) -> None:
         self.count, self.max_bytes, self.max_pixels = count, max_bytes, max_pixels
         self.seconds, self.died = seconds, died
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], dict[str, Any], bytes] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], dict[str, Any], list[bytes]] | None] = queue.SimpleQueue()
         self._workers = [_Worker(self, number) for number in range(count)]
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._kill_late, name="milnet-watch", daemon=True)
@@ -78,7 +78,9 @@ class Decoders:
 
     def _submit(self, job: dict[str, Any], data: bytes) -> Future[Any]:
         future: Future[Any] = Future()
-        self._jobs.put((future, job, data))
+        held = [data]  # let go at once when nobody waits any more, though its turn may be far
+        future.add_done_callback(lambda done: held.clear() if done.cancelled() else None)
+        self._jobs.put((future, job, held))
         return future
 
     def stop(self) -> None:
@@ -161,13 +163,14 @@ class _Worker:
     def _run(self) -> None:
         jobs = self.decoders._jobs
         while (item := jobs.get()) is not None:
-            future, job, data = item
+            future, job, held = item
             del item
             if not future.set_running_or_notify_cancel():
                 continue  # nobody waits for it any more
             if self.decoders._stop.is_set():
                 future.set_exception(DecoderError(_STOPPED))
                 continue
+            data = held.pop()
             try:
                 result = self._do(job, data)
             except BaseException as error:

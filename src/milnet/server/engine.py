@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -123,7 +123,8 @@ class Gate:
             if turn.done() and not turn.cancelled():
                 self.leave()
             else:
-                self._waiting.remove(turn)
+                with suppress(ValueError):  # who left in this very moment has taken it out
+                    self._waiting.remove(turn)
             raise
 
     def leave(self) -> None:
@@ -238,8 +239,9 @@ class Engine:
         key = min(self._waiting, key=lambda key: self._waiting[key][0].began)
         if now - self._waiting[key][0].began < FAIR:  # the fullest, so that passes are cheap
             key = max(self._waiting, key=lambda key: min(len(self._waiting[key]), _most(self._waiting[key][0])))
-        items = self._waiting[key]
-        if len(items) < _most(items[0]) and (waits := self._waits(items[0], now)) > 0:
+        items, all_ = self._waiting[key], sum(map(len, self._waiting.values()))
+        # where as many wait, but of several sizes, there is work enough
+        if all_ < _most(items[0]) and (waits := self._waits(items[0], now)) > 0:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(waits, self._on_time)
             return []
@@ -297,20 +299,24 @@ def _work(group: list[_Item], threads: int) -> tuple[list[Judged | Exception], f
     began = time.monotonic()
     scorer = group[0].served.scorer
     try:
-        seen = _pass(scorer, group)
+        found = _judged(group, _pass(scorer, group))
     except NumericError as error:
         if len(group) == 1:
             return [error], time.monotonic() - began, 1
         alone = [_work([item], threads)[0][0] for item in group]  # one of them spoils the others
         return alone, time.monotonic() - began, len(group)
-    passed = sum(item.seeing is not None for item in group)
+    return found, time.monotonic() - began, sum(item.seeing is not None for item in group)
+
+
+def _judged(group: list[_Item], seen: list[Seen]) -> list[Judged | Exception]:
+    """Each by the model it was sent to."""
     found: list[Judged | Exception] = [ImageError(item.name, "not scored") for item in group]
     for model in dict.fromkeys(item.served.name for item in group):
         places = [i for i, item in enumerate(group) if item.served.name == model]
         names, some = [group[i].name for i in places], [seen[i] for i in places]
         for i, score in zip(places, group[places[0]].served.scorer.judge(names, some), strict=True):
             found[i] = Judged(group[i].digest, score, seen[i])
-    return found, time.monotonic() - began, passed
+    return found
 
 
 def _pass(scorer: Scorer, group: list[_Item]) -> list[Seen]:

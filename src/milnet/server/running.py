@@ -95,7 +95,7 @@ class _Connection(H11Protocol):
     def check_reader(self, patience: float) -> None:
         """Give up a client that does not read its answer, even where we have closed already; called every second."""
         unread, now = self.transport.get_write_buffer_size(), self.loop.time()
-        if not unread or unread < self._unread:
+        if not unread or not self._unread or unread < self._unread:
             self._since = now
         elif now - self._since > patience:
             log.warning("a client does not read its answer: the connection is closed")
