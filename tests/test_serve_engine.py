@@ -346,3 +346,21 @@ def test_photos_of_real_life(scorer: Scorer, test_data: Path) -> None:
     assert len(found) == len(paths) == 60
     worst = max(abs(judged.score.score - expected[judged.score.photo]) for judged in found)
     assert worst < 1e-5
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_cli import milnet
+
+    monkeypatch.delenv("MILNET_TOKEN", raising=False)
+    done = milnet("serve", "--host", "0.0.0.0", "--port", 0, "--quiet", code=2)
+    assert "needs a token, and nobody would see one made here: --token-file, or MILNET_TOKEN" in done.stderr
+    (tmp_path / "token").write_text("short\n")
+    done = milnet("serve", "--token-file", tmp_path / "token", code=2)
+    assert "expected 16 to 512 printable ASCII characters" in done.stderr
+    assert "cannot be read" in milnet("serve", "--token-file", tmp_path / "none", code=2).stderr
+    assert "cannot listen there" in milnet("serve", "--host", "300.1.1.1", code=2).stderr
+    done = milnet("serve", "--model", "pocket", "--model", "pocket", "--port", 0, code=2)
+    assert "another model is called pocket, too" in done.stderr

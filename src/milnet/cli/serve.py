@@ -103,40 +103,44 @@ def serve(
     everywhere = not is_loopback(host)
     made = token is None and everywhere
     if made:
+        if context.quiet or context.json:
+            raise UsageError(
+                f"--host {host} needs a token, and nobody would see one made here: --token-file, or {TOKEN}"
+            )
         token = secrets.token_urlsafe(24)
     if token is not None:
         check_token(token)
-    listening = listen(host, port)
-    served = _load(context, model, weights, stars)
-    for one in served:
-        context.say(one.introduction)
-    limits = Limits(max_bytes << 20, max_photos, max_pixels, max(512, 2 * max_bytes) << 20)
-    gauges = Gauges()
-    count = min(os.cpu_count() or 1, 8) if decoders is None else decoders
-    children = Decoders(
-        count, max_bytes=limits.photo, max_pixels=limits.pixels, died=lambda: gauges.decoders_died.inc()
-    )
-    engine = Engine(served, children, queue=queue, memory=memory << 20, passed=gauges.passed)
-    state = State(engine, limits, gauges, needs_token=token is not None)
-    app = Guard(
-        create_app(state),
-        names=names_of(host, name or ()),
-        everywhere=everywhere,
-        token=token,
-        gauges=gauges,
-        most=4 * queue,
-    )
-    log_to(sys.stderr, quiet=context.quiet)
-    shown, number = (f"[{host}]" if ":" in host else host), listening.getsockname()[1]
+    with listen(host, port) as listening:
+        served = _load(context, model, weights, stars)
+        for one in served:
+            context.say(one.introduction)
+        limits = Limits(max_bytes << 20, max_photos, max_pixels, max(512, 2 * max_bytes) << 20)
+        gauges = Gauges()
+        count = min(os.cpu_count() or 1, 8) if decoders is None else decoders
+        children = Decoders(
+            count, max_bytes=limits.photo, max_pixels=limits.pixels, died=lambda: gauges.decoders_died.inc()
+        )
+        engine = Engine(served, children, queue=queue, memory=memory << 20, passed=gauges.passed)
+        state = State(engine, limits, gauges, needs_token=token is not None)
+        app = Guard(
+            create_app(state),
+            names=names_of(host, name or ()),
+            everywhere=everywhere,
+            token=token,
+            gauges=gauges,
+            most=4 * queue,
+        )
+        log_to(sys.stderr, quiet=context.quiet)
+        shown, number = (f"[{host}]" if ":" in host else host), listening.getsockname()[1]
 
-    def started() -> None:
-        context.say(f"http://{shown}:{number}/ is there; Ctrl-C ends it")
-        if made:
-            context.say(f"token: {token} (the page asks for it; programs send it as Authorization: Bearer)")
-        sys.stdout.flush()
+        def started() -> None:
+            context.say(f"http://{shown}:{number}/ is there; Ctrl-C ends it")
+            if made:
+                context.say(f"token: {token} (the page asks for it; programs send it as Authorization: Bearer)")
+            sys.stdout.flush()
 
-    if not run(app, listening, started):
-        raise ServiceError("the service could not start; the lines above say why")
+        if not run(app, listening, started):
+            raise ServiceError("the service could not start; the lines above say why")
     return {"models": [one.name for one in served], "host": host, "port": number}
 
 
