@@ -535,12 +535,13 @@ def star_signs(stars: int | None, of: int) -> str:
 
 def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS, stars_of: StarsOf = "percentile") -> list[Score]:
     """The same scores with their stars, and 100 x the share of the others of this call that score lower (ties half)."""
-    ordered = np.sort([score.score for score in scores])
+    rounded = [round(score.score, 9) for score in scores]  # the same picture twice is a tie, whatever its last bits are
+    ordered = np.sort(rounded)
     found = []
-    for score in scores:
+    for score, own in zip(scores, rounded, strict=True):
         folder = None
         if len(scores) > 1:
-            low, high = np.searchsorted(ordered, score.score, "left"), np.searchsorted(ordered, score.score, "right")
+            low, high = np.searchsorted(ordered, own, "left"), np.searchsorted(ordered, own, "right")
             folder = float(100 * (low + (high - low - 1) / 2) / (len(ordered) - 1))  # ties without the photo itself
         placed = replace(score, folder_percentile=folder)
         of: float | None = getattr(placed, stars_of)
