@@ -8,8 +8,8 @@ import json
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 from milnet.album import known_photos
 from milnet.artifacts import strict
 from milnet.doubt import COVERAGE, UNLIKE
-from milnet.errors import ArtifactError, ImageError, MilnetError, NumericError, UsageError
+from milnet.errors import ArtifactError, ImageError, NumericError, UsageError
 from milnet.scoring import Score, in_bursts, ranked
 from milnet.server import answers, lessons
 from milnet.server.decoders import DecoderError
@@ -67,15 +67,16 @@ class State:
         gauges.watch("milnet_held_bytes", "Bytes of files in memory.", lambda: self.room.held)
         gauges.watch("milnet_remembered_photos", "Photos that need not be sent again.", lambda: len(engine.memory))
 
-    def begin_look(self) -> None:
-        """A call of ids begins: its photos are in no queue, but their scores take memory. Problem 429 beyond a few."""
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """For a call of ids: its photos are in no queue, but their scores take memory. Problem 429 beyond a few."""
         if self.looks >= _LOOKS:
             raise busy(1)
         self.looks += 1
-
-    def end_look(self) -> None:
-        """It has its answer."""
-        self.looks -= 1
+        try:
+            yield
+        finally:
+            self.looks -= 1
 
     def served(self, name: str | None) -> Served:
         """The model that is asked for."""
@@ -109,7 +110,6 @@ def create_app(state: State) -> FastAPI:
         lifespan=lifespan,
         separate_input_output_schemas=False,
     )
-    app.state.milnet = state
     _add_errors(app)
     _add_scores(app, state)
     _add_tastes(app, state)
@@ -223,11 +223,8 @@ def _add_scores(app: FastAPI, state: State) -> None:
     )  # fmt: skip
     async def bursts(request: Request) -> Response:
         """Which of photos that were sent before are bursts. Ids that are not remembered are left out."""
-        state.begin_look()
-        try:
+        with state.looking():
             return await bursts_of(request)
-        finally:
-            state.end_look()
 
     async def bursts_of(request: Request) -> Response:
         served = state.served(request.query_params.get("model"))
@@ -272,19 +269,13 @@ class _Stream(StreamingResponse):
 
 
 async def _answer(state: State, request: Request, what: Literal["score", "explain"]) -> Response:
-    if not request.headers.get("content-type", "").lower().startswith("application/json"):
-        return await _answered(state, request, what)
-    state.begin_look()
-    try:
+    with ExitStack() as stack:
+        if request.headers.get("content-type", "").lower().startswith("application/json"):
+            stack.enter_context(state.looking())
         response = await _answered(state, request, what)
-    except BaseException:
-        state.end_look()
-        raise
-    if isinstance(response, _Stream):
-        response.after.append(state.end_look)
-    else:
-        state.end_look()
-    return response
+        if isinstance(response, _Stream):  # it looks until the last line
+            response.after.append(stack.pop_all().close)
+        return response
 
 
 async def _answered(state: State, request: Request, what: Literal["score", "explain"]) -> Response:
@@ -805,6 +796,3 @@ def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon() -> Response:
         return Response(status_code=204)
-
-
-__all__ = ["MilnetError", "State", "create_app"]
