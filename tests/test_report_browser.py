@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,17 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import browsing
 from milnet.report import shown, signed, write_report
 from milnet.scoring import Failure, Reference, Score, ranked
 from milnet.signals import Signals
-
-CHROMIUM = shutil.which("chromium")
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    pytest.skip("needs the Python package playwright", allow_module_level=True)
-if CHROMIUM is None:
-    pytest.skip("needs the program chromium", allow_module_level=True)
 
 VALUES = (1.0, 2.0, 3.0, 4.0, 5.0)
 MANY = 300
@@ -149,10 +141,8 @@ def few(scores: list[Score], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+    with browsing.chromium() as one:
+        yield one
 
 
 Open = Callable[..., Any]

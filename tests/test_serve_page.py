@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import browsing
 import made
 from milnet.images import SUFFIXES
 from milnet.outputs import write_scores
@@ -35,13 +36,6 @@ from milnet.scoring import Reference, Score, ranked
 from milnet.signals import Signals
 from milnet.version import __version__
 
-CHROMIUM = shutil.which("chromium")
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    pytest.skip("needs the Python package playwright", allow_module_level=True)
-if CHROMIUM is None:
-    pytest.skip("needs the program chromium", allow_module_level=True)
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
@@ -128,10 +122,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+    with browsing.chromium() as one:
+        yield one
 
 
 Open = Callable[..., Any]
