@@ -3,6 +3,9 @@
 No photo is its own reference: pool photos of the same id, the same pixels, or a semantic cosine above .97 are left out,
 at scoring too. Photos of the same group are left out when groups act.
 
+A pool of millions may carry an index (index.py), which proposes candidates; without one it is searched exactly. What a
+search for a few photos needs of the pool is kept from one call to the next, where it is not too large.
+
 While it is made, a store lives in a hidden folder beside its place, with a mark for each finished row; killed at any
 moment, the next run goes on from there.
 """
@@ -40,14 +43,17 @@ from milnet.artifacts import (
     write_text,
 )
 from milnet.errors import ArtifactError, LeakError, UsageError
-from milnet.features import FeatureSet, Progress, stored_rows, take_rows
+from milnet.features import FeatureSet, Progress, stored_rows, take_rows, torch_threads
+from milnet.index import INDEX_FILES, Index, Plan, build_index, index_blocks
 from milnet.model.common import Pool
 from milnet.references import (
     BLOCK,
     SAME_PHOTO,
     Exclusion,
+    Prepared,
     References,
     Similarity,
+    held_bytes,
     read_rows,
     same_photo_limit,
     search,
@@ -55,6 +61,7 @@ from milnet.references import (
 )
 
 _RANKED = 20_000  # pool photos up to which all of them are sorted without a search
+HELD = 4 << 30  # bytes of float32 up to which a pool stays in memory between searches for a few photos
 _SELECTED = 4096  # rows of a store that are looked through at once
 
 
@@ -64,7 +71,8 @@ class Store:
 
     `index` [N, k] rows of DATA (-1: none), `value` [N, k] their similarity, both nearest first. `rows`: the pool that
     was searched; a smaller pool finds its references in here exactly, another one does not. A list that others
-    published (`similarity` is "published") counts as what it says, whatever we would find.
+    published (`similarity` is "published") counts as what it says, whatever we would find; so does one that an index
+    found (`approximate`), which is why it is only used where it is named.
     """
 
     index: NDArray[Any]
@@ -72,6 +80,7 @@ class Store:
     rows: IntArray
     similarity: Similarity | Literal["published"]
     near_duplicate: float | None
+    approximate: bool = False
 
     def serves(self, pool: RatedPool, similarity: Similarity, k: int) -> bool:
         """Whether this store holds what a search for `k` references in `pool` would find, or is to be used instead."""
@@ -105,7 +114,8 @@ class RatedPool:
     """P rated photos. The feature arrays may be larger and memory-mapped: pool position i is their row `rows[i]`.
 
     `ids`, `pixels`, `groups` (texts, "" = none) of the P photos; `distributions` [P, S]. `alone` [P, S]: what a
-    one-photo network that has not seen a photo predicts of it (`votes`, once calibrated; NaN where unknown).
+    one-photo network that has not seen a photo predicts of it (`votes`, once calibrated; NaN where unknown). `index`
+    over these P photos proposes references for searches of its similarity; None: all are compared.
     """
 
     ids: tuple[str, ...]
@@ -119,6 +129,7 @@ class RatedPool:
     near_duplicate: float | None = SAME_PHOTO  # likeness above which a pool photo is the query itself
     table_rows: IntArray | None = None  # rows of DATA that a store of references means; None: `rows`
     alone: FloatArray | None = None
+    index: Index | None = None
 
     @property
     def stored_as(self) -> IntArray:
@@ -159,6 +170,7 @@ class RatedPool:
             rows=self.rows[positions],
             table_rows=None if self.table_rows is None else self.table_rows[positions],
             alone=None if self.alone is None else self.alone[positions],
+            index=None,  # that of the larger pool would propose others
         )
 
     def judged(self, positions: IntArray) -> tuple[Tensor, Tensor]:
@@ -202,22 +214,57 @@ class RatedPool:
         exclude = self._exclusions(ids, pixels, groups)
         if k >= len(self) and similarity == "cosine" and len(self) <= _RANKED:
             return self._ranked(semantic, wanted, exclude, k)
-        how: Any = {
-            "pool_rows": self.rows,
-            "similarity": similarity,
-            "near_duplicate": self.near_duplicate,
-            "device": device,
-            "progress": progress,
-        }
+        how: Any = {"similarity": similarity, "device": device, "progress": progress}
         if store is None or queries is None or not store.serves(self, similarity, k):
-            return search(semantic, self.semantic, k, query_rows=wanted, exclude=exclude, **how)
+            return self._search(semantic, k, wanted, exclude, **how)
         found = store.select(queries, self.stored_as, exclude, k)
         open_ = np.flatnonzero(~found.found.all(1))
         if len(open_):
             some = [Exclusion(pair.query[open_], pair.pool) for pair in exclude]
-            rest = search(semantic, self.semantic, k, query_rows=wanted[open_], exclude=some, **how)
+            rest = self._search(semantic, k, wanted[open_], some, **how)
             found.index[open_], found.similarity[open_] = rest.index, rest.similarity
         return found
+
+    def _search(
+        self,
+        semantic: NDArray[Any],
+        k: int,
+        rows: IntArray,
+        exclude: Sequence[Exclusion],
+        *,
+        similarity: Similarity,
+        device: str,
+        progress: Progress | None,
+    ) -> References:
+        """By the index where there is one. A few photos search the pool that the last call has read."""
+        index = np.full((len(rows), k), -1, np.int64)
+        best = np.full(index.shape, -np.inf, np.float32)
+        how: Any = {"pool_rows": self.rows, "near_duplicate": self.near_duplicate, "exclude": exclude}
+        if self.index is not None and self.index.plan.similarity == similarity:
+            done = 0
+            for places, found in index_blocks(semantic, self.semantic, self.index, k, query_rows=rows, **how):
+                index[places], best[places] = found.index, found.similarity
+                done += len(places)
+                if progress is not None:
+                    progress(done, len(rows), "searches")
+            return References(index, best)
+        how |= {"similarity": similarity, "device": device, "progress": progress}
+        if len(rows) <= BLOCK:
+            if held_bytes(len(self), self.semantic.shape[1]) <= HELD:
+                how["prepared"] = self._held(similarity, device)
+            how["memory"] = HELD
+        return search(semantic, self.semantic, k, query_rows=rows, **how)
+
+    def _held(self, similarity: Similarity, device: str) -> Prepared:
+        key = (similarity, device)
+        if key not in self._prepared:
+            with torch_threads(1):
+                self._prepared[key] = Prepared.of(self.semantic, self.rows, similarity, device)
+        return self._prepared[key]
+
+    @cached_property
+    def _prepared(self) -> dict[tuple[Similarity, str], Prepared]:
+        return {}
 
     def _ranked(self, semantic: NDArray[Any], rows: IntArray, exclude: Sequence[Exclusion], k: int) -> References:
         """All of a small pool by similarity, as `search` would rank it: nothing has to be looked for, only sorted."""
@@ -254,20 +301,21 @@ class RatedPool:
         similarity: Similarity = "cosine",
         device: str = "cpu",
         block: int = BLOCK,
+        memory: int | None = None,
     ) -> Iterator[tuple[IntArray, References]]:
-        """The same, block by block: positions among `rows` and their references."""
-        yield from search_blocks(
-            semantic,
-            self.semantic,
-            k,
-            query_rows=rows,
-            pool_rows=self.rows,
-            exclude=self._exclusions(ids, pixels, groups),
-            similarity=similarity,
-            near_duplicate=self.near_duplicate,
-            block=block,
-            device=device,
-        )
+        """The same, block by block: positions among `rows` and their references. `memory`: as for a search."""
+        how: Any = {
+            "query_rows": rows,
+            "pool_rows": self.rows,
+            "exclude": self._exclusions(ids, pixels, groups),
+            "near_duplicate": self.near_duplicate,
+            "block": block,
+        }
+        if self.index is not None and self.index.plan.similarity == similarity:
+            yield from index_blocks(semantic, self.semantic, self.index, k, **how)
+        else:
+            how |= {"similarity": similarity, "device": device, "memory": memory}
+            yield from search_blocks(semantic, self.semantic, k, **how)
 
     def _exclusions(
         self, ids: Sequence[str] | None, pixels: Sequence[str] | None, groups: Sequence[str] | None
@@ -336,19 +384,27 @@ def make_store(
     progress: Progress | None = None,
     block: int = BLOCK,
     save_seconds: float = 5.0,
+    plan: Plan | None = None,
+    seed: int = 0,
+    memory: int | None = None,
 ) -> Manifest:
     """Find the `k` nearest pool photos of every readable photo of `table` and write them to `folder`.
 
     `pool_rows`: who may be a reference (the training side). No photo finds itself, nor, with `group`, its own group.
     Goes on where a killed run stopped: `block` photos are searched for at once, and finished blocks are saved every
-    `save_seconds`. Raises ArtifactError when `folder` is complete already (unless `overwrite`), is no store, or when an
-    unfinished run had other photos, features or options.
+    `save_seconds`. With a `plan` an index is built first (from `seed`) and proposes them; a killed run finds it built.
+    `memory`: bytes that an exact search may hold of the pool. Raises ArtifactError when `folder` is complete already
+    (unless `overwrite`), is no store, or when an unfinished run had other photos, features or options.
     """
     replaceable(folder, overwrite=overwrite)
     rows = np.flatnonzero(features.readable)
     pool = RatedPool.of(table, features, pool_rows[features.readable[pool_rows]], group)
     groups = table.column(group) if group else None
-    config = {"k": k, "similarity": similarity, "exclude_group": group, "near_duplicate": pool.near_duplicate}
+    config: dict[str, Any] = {
+        "k": k, "similarity": similarity, "exclude_group": group, "near_duplicate": pool.near_duplicate,
+    }  # fmt: skip
+    if plan is not None:
+        config["index"] = {**plan.config, "seed": seed}
     inputs = {"semantic": _semantic_digest(features)}
     photos = [list(table.ids), list(features.pixels), None if groups is None else list(groups)]
     identity = {
@@ -359,6 +415,8 @@ def make_store(
     }
     unfinished = _Unfinished(folder.parent / f".{folder.name}.part", len(table), k, identity)
     todo = rows[~unfinished.done[rows]]
+    if plan is not None:
+        pool = replace(pool, index=unfinished.index_of(pool, plan, seed, progress))
     if progress is not None:
         progress(len(rows) - len(todo), len(rows), "searches")
     blocks = pool.find_blocks(
@@ -371,6 +429,7 @@ def make_store(
         similarity=similarity,
         device=device,
         block=block,
+        memory=memory,
     )
     finished, saved = len(rows) - len(todo), time.monotonic()
     try:
@@ -426,6 +485,14 @@ class _Unfinished:
             self.save()
             write_text(names, canonical_json(identity))  # last: without it the three arrays are made anew
 
+    def index_of(self, pool: RatedPool, plan: Plan, seed: int, progress: Progress | None) -> Index:
+        """The index over the pool: as an earlier run has built it, else built now."""
+        if (self.part / "index.json").exists():
+            return Index.load(self.part)
+        index = build_index(pool.semantic, pool.rows, plan, seed=seed, progress=progress)
+        index.save(self.part)
+        return index
+
     @property
     def done(self) -> NDArray[np.bool_]:
         return np.asarray(self.marks, dtype=np.bool_)
@@ -472,8 +539,8 @@ class _Unfinished:
         if old.exists():
             shutil.rmtree(old)
         # Only now: had these gone earlier, a kill in between would have lost the work.
-        for name in ("identity.json", "done.npy"):
-            (folder / name).unlink()
+        for name in ("identity.json", "done.npy", *INDEX_FILES):
+            (folder / name).unlink(missing_ok=True)
         return manifest
 
 
@@ -488,7 +555,8 @@ def find_store(
     """A finished store of `data` that was made from these features over a pool that holds `pool_rows`, or None.
 
     With `name` that store and no other: UsageError where it does not exist (lists the names) or does not fit. A list
-    that others published is only used by its name, with any features; ArtifactError when it is of other photos.
+    that others published is only used by its name, with any features; ArtifactError when it is of other photos. One
+    that an index found is only used by its name, too: it may lack what a search would find.
     """
     folder = data / "references"
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -503,7 +571,8 @@ def find_store(
         config = manifest.config
         published = config["similarity"] == "published"
         unfit = ""
-        if published and name is None:
+        approximate = not config.get("index", {"exact": True})["exact"]
+        if (published or approximate) and name is None:
             continue
         if not published and manifest.inputs["semantic"] != _semantic_digest(features):
             unfit = (
@@ -519,7 +588,7 @@ def find_store(
             if published and manifest.inputs["ids"] != ids_digest(read_lines(data / "ids.txt")):
                 raise ArtifactError(f"{path} was made for other photos than those of {data}: make it again")
             if published or np.isin(readable, rows).all():
-                return Store(index, value, rows, config["similarity"], config["near_duplicate"])
+                return Store(index, value, rows, config["similarity"], config["near_duplicate"], approximate)
             unfit = f"lacks {int((~np.isin(readable, rows)).sum()):,} of the {len(readable):,} photos of this pool"
         if name is not None:
             raise UsageError(f"{path} {unfit}: choose another one, or make it again")

@@ -6,11 +6,12 @@ photo itself, its twin, its group) is excluded before ranking.
 
 The product of a block of queries goes over the pool tile by tile. Only what comes within the rounding error of the k-th
 best so far is looked at again, a few numbers a tile, so that nearly all the time is the product's own. Queries are read
-block by block, the pool is held once as float32.
+block by block, the pool is held once as float32; one that is too large for that is read tile by tile for each block.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +31,7 @@ BLOCK = 1024  # queries searched for at once: the product of fewer is slower
 _SLACK = 16  # candidates beyond K that are kept while tiles go by
 _TILE = 8192  # pool rows in a product on a CPU: 32 MiB of it at a time, about what caches hold
 _FIRST = 1024  # pool rows in the first product, of which nothing is known yet; each next one may double
+_FORGOTTEN = 64 * 1024  # rows after which the pages of a memory map are let go
 _READ = 1024  # rows read at once: with more, most of the time goes into fresh memory
 _ROUNDING = 2.0**-23  # times sqrt(D) and the squared lengths: far above the rounding seen in float32 products
 
@@ -113,29 +115,87 @@ def read_rows(array: NDArray[Any], rows: IntArray, similarity: Similarity) -> Te
     return tensor.div_(lengths.clamp_min_(1e-12)) if similarity == "cosine" else tensor
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """The pool as it is searched: `rows` [P, D] float32, `half_squares` [P] of their lengths (l2), the `longest`."""
+def forget_pages(array: NDArray[Any]) -> None:
+    """Let go of what was read of a memory map: pages that stay mapped count as this process's memory."""
+    if isinstance(array, np.memmap) and array.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # read only: nothing can be lost
 
-    rows: Tensor
-    half_squares: Tensor | None
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pool as it is searched: rows `chosen` [P] of `array`, of length 1 for cosine, the `longest` of them.
+
+    `rows` [P, D] float32, with `half_squares` [P] of their lengths for l2; None where they do not fit into the memory
+    allowed and are read whenever they are needed.
+    """
+
+    array: NDArray[Any]
+    chosen: IntArray
+    similarity: Similarity
+    device: str
     longest: Tensor
+    rows: Tensor | None
+    half_squares: Tensor | None
 
     @staticmethod
-    def read(array: NDArray[Any], chosen: IntArray, similarity: Similarity, device: str) -> _Pool:
-        rows = torch.empty((len(chosen), array.shape[1]), device=device)
-        squares = torch.empty(len(chosen), device=device) if similarity == "l2" else None
+    def of(
+        array: NDArray[Any], chosen: IntArray, similarity: Similarity, device: str = "cpu", memory: int | None = None
+    ) -> Prepared:
+        """Read it once. `memory`: bytes of float32 that may be held (None: all of it)."""
+        held = memory is None or held_bytes(len(chosen), array.shape[1]) <= memory
+        rows = torch.empty((len(chosen), array.shape[1]), device=device) if held else None
+        squares = torch.empty(len(chosen), device=device) if held and similarity == "l2" else None
         longest = torch.zeros((), device=device)
         order = _ascending(chosen)
         for start in range(0, len(order), _READ):
             places = order[start : start + _READ]
             part = read_rows(array, chosen[places], similarity).to(device)
             at = torch.from_numpy(places).to(device)
-            rows.index_copy_(0, at, part)
             longest = torch.maximum(longest, part.norm(dim=1).max())
+            if rows is not None:
+                rows.index_copy_(0, at, part)
             if squares is not None:
                 squares.index_copy_(0, at, part.square_().sum(1) / 2)
-        return _Pool(rows, squares, longest)
+            if start % _FORGOTTEN == 0:
+                forget_pages(array)
+        forget_pages(array)
+        return Prepared(array, chosen, similarity, device, longest, rows, squares)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Rows of pool positions [n], [n, D]."""
+        if self.rows is not None:
+            return self.rows.index_select(0, positions)
+        return _rows_at(self.array, self.chosen, positions.cpu().numpy(), self.similarity).to(self.device)
+
+    def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Rows of the positions from `start` to `stop`, and half the squares of their lengths for l2."""
+        if self.rows is not None:
+            return self.rows[start:stop], None if self.half_squares is None else self.half_squares[start:stop]
+        parts, halves = [], []
+        with torch_threads(1):  # as where it is held: the last bits of a length depend on it
+            for first in range(start, stop, _READ):
+                positions = np.arange(first, min(first + _READ, stop))
+                part = _rows_at(self.array, self.chosen, positions, self.similarity).to(self.device)
+                parts.append(part)
+                if self.similarity == "l2":
+                    halves.append(part.square().sum(1) / 2)
+        forget_pages(self.array)
+        return torch.cat(parts), torch.cat(halves) if halves else None
+
+
+def held_bytes(photos: int, width: int) -> int:
+    """Bytes of a pool that is held for a search."""
+    return 4 * photos * width
+
+
+def _rows_at(array: NDArray[Any], chosen: IntArray, positions: IntArray, similarity: Similarity) -> Tensor:
+    """`read_rows` of positions [n] among `chosen`, each row read once and in ascending order."""
+    wanted, inverse = np.unique(chosen[positions], return_inverse=True)
+    rows = read_rows(array, wanted, similarity)
+    return rows if len(wanted) == len(positions) and (np.diff(inverse) == 1).all() else rows[torch.from_numpy(inverse)]
 
 
 def search(
@@ -150,6 +210,8 @@ def search(
     near_duplicate: float | None = SAME_PHOTO,
     block: int = BLOCK,
     device: str = "cpu",
+    prepared: Prepared | None = None,
+    memory: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> References:
     """The `k` rows of `pool` [P, D] most similar to each of `queries` [Q, D].
@@ -161,8 +223,9 @@ def search(
     `similarity`: cosine, or `l2` (minus the Euclidean distance, as the published code). `near_duplicate`: pool rows
     whose cosine with the query is above it count as the same photo and are left out (None: keep them; only for cosine).
     Places that cannot be filled hold -1. `block`: queries at once; changes time and memory (about 0.1 MB a query), not
-    the result. Raises NumericError naming a row (of its array) that is not finite, UsageError for shapes that do not
-    fit.
+    the result; nor does `memory`: bytes above which the pool is not held as float32 but read again for each block
+    (None: held). `prepared`: the same pool rows, read before. Raises NumericError naming a row (of its array) that is
+    not finite, UsageError for shapes that do not fit.
     """
     count = len(queries) if query_rows is None else len(query_rows)
     index = np.full((count, max(k, 0)), -1, np.int64)
@@ -179,6 +242,8 @@ def search(
         near_duplicate=near_duplicate,
         block=block,
         device=device,
+        prepared=prepared,
+        memory=memory,
     ):
         index[places], best[places] = found.index, found.similarity
         done += len(places)
@@ -199,21 +264,21 @@ def search_blocks(
     near_duplicate: float | None = SAME_PHOTO,
     block: int = BLOCK,
     device: str = "cpu",
+    prepared: Prepared | None = None,
+    memory: int | None = None,
 ) -> Iterator[tuple[IntArray, References]]:
     """`search`, block by block, for work that is saved on the way: positions [B] among the queries, their references.
 
     Blocks come in the order in which their rows are stored.
     """
-    if queries.ndim != 2 or pool.ndim != 2 or queries.shape[1] != pool.shape[1]:
-        raise UsageError(f"expected queries [Q, D] and pool [P, D], got {queries.shape} and {pool.shape}")
-    if k < 1 or block < 1:
-        raise UsageError(f"expected k >= 1 and block >= 1, got {k} and {block}")
+    check_shapes(queries, pool, k, block)
     wanted = np.arange(len(queries)) if query_rows is None else np.asarray(query_rows, np.int64)
     if not len(wanted):
         return
     chosen = np.arange(len(pool)) if pool_rows is None else np.asarray(pool_rows, np.int64)
-    with torch_threads(1):  # as below
-        held = _Pool.read(pool, chosen, similarity, device)
+    if prepared is None:
+        with torch_threads(1):  # as below
+            prepared = Prepared.of(pool, chosen, similarity, device, memory)
     codes = [(e.query, torch.from_numpy(e.pool).to(device)) for e in exclude]
     limit = near_duplicate if similarity == "cosine" else None
     order = _ascending(wanted)
@@ -223,12 +288,20 @@ def search_blocks(
         with torch_threads(1):
             q = read_rows(queries, wanted[places], similarity).to(device)
         own = [(torch.from_numpy(query[places]).to(device), theirs) for query, theirs in codes]
-        yield places, _search_block(q, held, k, own, similarity, limit, space)
+        yield places, _search_block(q, prepared, k, own, similarity, limit, space)
+
+
+def check_shapes(queries: NDArray[Any], pool: NDArray[Any], k: int, block: int) -> None:
+    """Raise UsageError unless [Q, D] and [P, D] can be searched for `k` in blocks."""
+    if queries.ndim != 2 or pool.ndim != 2 or queries.shape[1] != pool.shape[1]:
+        raise UsageError(f"expected queries [Q, D] and pool [P, D], got {queries.shape} and {pool.shape}")
+    if k < 1 or block < 1:
+        raise UsageError(f"expected k >= 1 and block >= 1, got {k} and {block}")
 
 
 def _search_block(
     q: Tensor,
-    pool: _Pool,
+    pool: Prepared,
     k: int,
     codes: Sequence[tuple[Tensor, Tensor]],
     similarity: Similarity,
@@ -236,19 +309,18 @@ def _search_block(
     space: dict[str, Tensor],
 ) -> References:
     """References of one block [B, D]. `space` keeps the memory of the products from one block to the next."""
-    p = pool.rows
-    error = _ROUNDING * q.shape[1] ** 0.5 * (q.norm(dim=1) + pool.longest).square()  # [B] bound on that of a product
-    best = _Best(q, p, error, k, similarity)
+    error = rounding(q, pool.longest)
+    best = _Best(q, pool, error, k, similarity)
     largest = _TILE if q.device.type == "cpu" else 8 * _TILE
     start = 0
-    while start < len(p):
-        stop = min(start + min(max(_FIRST, start), largest), len(p))
-        tile = p[start:stop].T
+    while start < len(pool):
+        stop = min(start + min(max(_FIRST, start), largest), len(pool))
+        tile, half_squares = pool.tile(start, stop)
         rough = _room(space, "rough", q, (len(q), stop - start), torch.float32)
-        if pool.half_squares is None:
-            torch.mm(q, tile, out=rough)
+        if half_squares is None:
+            torch.mm(q, tile.T, out=rough)
         else:
-            torch.addmm(-pool.half_squares[start:stop], q, tile, out=rough)
+            torch.addmm(-half_squares, q, tile.T, out=rough)
         # Only products are worth several threads: after microseconds of work, waiting for a busy core costs more.
         with torch_threads(1):
             above = _room(space, "above", q, (len(q), stop - start), torch.bool)
@@ -258,7 +330,7 @@ def _search_block(
             values = rough.view(-1)[flat]
             rows = torch.div(flat, stop - start, rounding_mode="floor")
             positions = flat - rows * (stop - start) + start
-            keep = _allowed(q, p, rows, positions, values, error, codes, limit)
+            keep = _allowed(q, pool, rows, positions, values, error, codes, limit)
             if keep is not None:
                 rows, positions, values = rows[keep], positions[keep], values[keep]
             if len(rows):
@@ -266,6 +338,12 @@ def _search_block(
         start = stop
     with torch_threads(1):
         return best.ranked()
+
+
+def rounding(q: Tensor, longest: Tensor | float) -> Tensor:
+    """A bound [B] on the error of a float32 product of each query with any row that is no longer than `longest`."""
+    bound: Tensor = _ROUNDING * q.shape[1] ** 0.5 * (q.norm(dim=1) + longest).square()
+    return bound
 
 
 def _room(space: dict[str, Tensor], name: str, like: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -278,7 +356,7 @@ def _room(space: dict[str, Tensor], name: str, like: Tensor, shape: tuple[int, i
 
 def _allowed(
     q: Tensor,
-    p: Tensor,
+    pool: Prepared,
     rows: Tensor,
     positions: Tensor,
     values: Tensor,
@@ -300,7 +378,7 @@ def _allowed(
         above = values > limit
         border = ((values >= limit - margin) & (values <= limit + margin)).nonzero()[:, 0]
         for part in torch.split(border, 512):  # bounds the gathered copy
-            above[part] = _exact(q[rows[part]], p[positions[part]], "cosine") > limit
+            above[part] = _exact(q[rows[part]], pool.at(positions[part]), "cosine") > limit
         bad = above if bad is None else bad | above
     return None if bad is None or not bool(bad.any()) else ~bad
 
@@ -318,8 +396,8 @@ class _Best:
     similarities that reach v - error, and what is below v - 2 error is behind all of them.
     """
 
-    def __init__(self, q: Tensor, p: Tensor, error: Tensor, k: int, similarity: Similarity) -> None:
-        self.q, self.p, self.error, self.k, self.similarity = q, p, error, k, similarity
+    def __init__(self, q: Tensor, pool: Prepared, error: Tensor, k: int, similarity: Similarity) -> None:
+        self.q, self.pool, self.error, self.k, self.similarity = q, pool, error, k, similarity
         self.many = k + _SLACK
         self.values = torch.full((len(q), self.many + _FIRST), -torch.inf, device=q.device)
         self.positions = torch.zeros(self.values.shape, dtype=torch.int64, device=q.device)
@@ -361,7 +439,10 @@ class _Best:
         near = (self.values[row, :width] >= self.floor[row]).nonzero()[:, 0]
         near = near[self.positions[row, near].argsort()]
         exact = torch.cat(
-            [_exact(self.q[row], self.p[self.positions[row, part]], self.similarity) for part in torch.split(near, 512)]
+            [
+                _exact(self.q[row], self.pool.at(self.positions[row, part]), self.similarity)
+                for part in torch.split(near, 512)
+            ]
         )
         near = near[exact.float().argsort(descending=True, stable=True)[:many]]
         values, order = self.values[row, near].sort(descending=True)
@@ -371,22 +452,33 @@ class _Best:
         """The k best by exact similarity, ties to the lower position."""
         width = int((self.values >= self.floor[:, None]).logical_and_(self.values > -torch.inf).sum(1).max())
         values, candidates = self.values[:, :width], self.positions[:, :width]  # highest first since the last `add`
-        scores = torch.full(values.shape, -torch.inf, device=self.q.device)
-        # A gathered copy that stays in the cache; elsewhere one that keeps the device busy.
-        numbers = 1 << (18 if self.q.device.type == "cpu" else 25)
-        step = max(1, numbers // max(1, width * self.q.shape[1]))
-        for i in range(0, len(self.q) if width else 0, step):
-            of = slice(i, i + step)
-            near = self.p.index_select(0, candidates[of].reshape(-1)).view(-1, width, self.p.shape[1])
-            scores[of] = _exact(self.q[of, None], near, self.similarity).float()
-        scores = torch.where(values == -torch.inf, -torch.inf, scores)
-        by_position = candidates.argsort(dim=1, stable=True)
-        scores, candidates = scores.gather(1, by_position), candidates.gather(1, by_position)
-        order = scores.argsort(dim=1, descending=True, stable=True)[:, : self.k]
-        scores, candidates = scores.gather(1, order), candidates.gather(1, order)
-        index = np.full((len(self.q), self.k), -1, np.int64)
-        best = np.full(index.shape, -np.inf, np.float32)
-        filled = scores > -torch.inf
-        index[:, : order.shape[1]] = torch.where(filled, candidates, -1).cpu().numpy()
-        best[:, : order.shape[1]] = scores.cpu().numpy()
-        return References(index, best)
+        scores = similarities(self.q, self.pool, candidates)
+        return ranked(torch.where(values == -torch.inf, -torch.inf, scores.float()), candidates, self.k)
+
+
+def similarities(q: Tensor, pool: Prepared, candidates: Tensor) -> Tensor:
+    """Exact similarity [B, C] float64 of queries [B, D] and pool positions `candidates` [B, C] beside them."""
+    width = candidates.shape[1]
+    scores = torch.full(candidates.shape, -torch.inf, dtype=torch.float64, device=q.device)
+    # A gathered copy that stays in the cache; elsewhere one that keeps the device busy.
+    numbers = 1 << (18 if q.device.type == "cpu" else 25)
+    step = max(1, numbers // max(1, width * q.shape[1]))
+    for i in range(0, len(q) if width else 0, step):
+        of = slice(i, i + step)
+        near = pool.at(candidates[of].reshape(-1)).view(-1, width, q.shape[1])
+        scores[of] = _exact(q[of, None], near, pool.similarity)
+    return scores
+
+
+def ranked(scores: Tensor, candidates: Tensor, k: int) -> References:
+    """The `k` best of `candidates` [B, C] by their `scores` [B, C], -inf for none, ties to the lower position."""
+    by_position = candidates.argsort(dim=1, stable=True)
+    scores, candidates = scores.gather(1, by_position), candidates.gather(1, by_position)
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    scores, candidates = scores.gather(1, order), candidates.gather(1, order)
+    index = np.full((len(scores), k), -1, np.int64)
+    best = np.full(index.shape, -np.inf, np.float32)
+    filled = scores > -torch.inf
+    index[:, : order.shape[1]] = torch.where(filled, candidates, -1).cpu().numpy()
+    best[:, : order.shape[1]] = scores.cpu().numpy()
+    return References(index, best)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from milnet.annotations import IntArray, Table
     from milnet.artifacts import Manifest
     from milnet.features import FeatureSet
+    from milnet.index import Kind, Plan
     from milnet.pool import Store
     from milnet.recipes import Model
 
@@ -80,6 +81,13 @@ Group = Annotated[
     typer.Option(help="Column whose photos stay together and do not consult each other.", show_default=False),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")]
+IndexOption = Annotated[
+    str,
+    typer.Option(help="exact (all are compared) | faiss (the kind that fits) | faiss:flat, faiss:hnsw, faiss:ivf-pq"),
+]
+Memory = Annotated[
+    str | None, typer.Option(help="What an index may take while it is built: 4GB, 500MB.", show_default="no limit")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides everything that is random.")]
 
 
@@ -260,6 +268,20 @@ def load_measured(
     if references is not None or rows_of_pool(fitted, table) is not None:
         store = find_store(data, features, training_rows(table), fitted.group, references)
     return Measured(fitted, manifest.digest, manifest.config.get("seen"), table, data_manifest, features, rows, store)
+
+
+def plan_index(
+    context: Context, photos: int, width: int, kind: Kind | None, memory: int | None, similarity: str
+) -> Plan:
+    """The index that fits, said."""
+    from milnet.index import choose
+
+    plan = choose(photos, width, kind=kind, memory=memory, similarity=similarity)  # type: ignore[arg-type]  # the command has checked it
+    context.say(
+        f"index {plan.kind} ({plan.form}) over {photos:,} photos x {width:,}: about {plan.bytes / 1e6:,.1f} MB, "
+        f"{plan.peak / 1e6:,.1f} MB while it is built"
+    )
+    return plan
 
 
 def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Path:

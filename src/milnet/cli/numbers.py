@@ -13,6 +13,8 @@ import typer
 from milnet.cli.common import (
     Context,
     Group,
+    IndexOption,
+    Memory,
     Overwrite,
     OwnData,
     Resume,
@@ -20,6 +22,7 @@ from milnet.cli.common import (
     Semantic,
     Settings,
     command,
+    plan_index,
     run_folder,
     training_side,
 )
@@ -417,6 +420,9 @@ def references(
     ] = None,
     semantic: Semantic = None,
     similarity: Annotated[str, typer.Option(help="cosine | l2")] = "cosine",
+    index: IndexOption = "exact",
+    memory: Memory = None,
+    seed: Seed = 0,
     published: Annotated[
         list[Path] | None,
         typer.Option(help="Read the published code's lists (*_refer_100.txt) instead.", show_default=False),
@@ -427,10 +433,14 @@ def references(
     name: Annotated[str | None, typer.Option(help="Name of the store.", show_default="from the options")] = None,
     overwrite: Overwrite = False,
 ) -> Mapping[str, Any]:
-    """Find every photo's nearest rated photos once. Optional: train and evaluate search themselves otherwise."""
+    """Find every photo's nearest rated photos once. Optional: train and evaluate search themselves otherwise.
+
+    What an index found (--index faiss...) may lack a nearest photo: it is used where it is named, --references NAME.
+    """
     from milnet.annotations import load_table
     from milnet.artifacts import plain_name
     from milnet.features import load_feature_set
+    from milnet.index import import_faiss, read_index, read_memory
     from milnet.pool import make_store
     from milnet.splits import training_rows
 
@@ -444,7 +454,15 @@ def references(
     table, _ = load_table(data)
     features_ = load_feature_set(data, table, semantic=semantic, nodes=semantic)
     pool_rows = training_rows(table)
+    approximate, kind = read_index(index)
+    limit = None if memory is None else read_memory(memory)
+    plan = None
+    if approximate:
+        import_faiss()
+        count = int(features_.readable[pool_rows].sum())
+        plan = plan_index(context, count, features_.semantic.shape[1], kind, limit, similarity)
     own = f"{similarity}-{k}" + (f"-without-{exclude_group}" if exclude_group else "")
+    own += "" if plan is None else f"-{plan.kind}"
     folder = data / "references" / plain_name(name or own, "--name")
     began = time.monotonic()
     with context.progress() as progress:
@@ -459,6 +477,9 @@ def references(
             device=device,
             overwrite=overwrite,
             progress=progress,
+            plan=plan,
+            seed=seed,
+            memory=limit,
         )
     counts = manifest.counts
     context.say(
@@ -467,7 +488,9 @@ def references(
     )
     if counts["short"]:
         context.say(f"{counts['short']:,} photos have fewer than {k} possible references")
-    return {"references": str(folder), "digest": manifest.digest, **counts}
+    if plan is not None and not plan.exact:
+        context.say(f"found by an index, so perhaps not all of the nearest: used by name, --references {folder.name}")
+    return {"references": str(folder), "digest": manifest.digest, "index": manifest.config.get("index"), **counts}
 
 
 def _published_references(
