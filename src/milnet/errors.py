@@ -76,6 +76,10 @@ class MissingExtraError(MilnetError):
         self.package, self.extra = package, extra
 
 
+class ProcessError(MilnetError):
+    """Another process of the same run failed or ended, so that this one cannot go on."""
+
+
 class NumericError(MilnetError):
     """A value is NaN or infinite where it must be finite."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from milnet import splits
+from milnet import processes, splits
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.artifacts import atomic_path, canonical_json, digest_text, write_text
 from milnet.errors import ArtifactError, UsageError
@@ -194,14 +194,21 @@ def _cell(
 ) -> tuple[FloatArray, dict[str, Any]]:
     """One training and its test predictions, read back when it is finished already."""
     stored = None if folder is None else folder / "predictions.npz"
-    if stored is not None and stored.exists():
+
+    def read() -> tuple[FloatArray, dict[str, Any]] | None:
+        if stored is None or not stored.exists():
+            return None
         with np.load(stored, allow_pickle=False) as data:
             return data["p"], json.loads(str(data["line"]))
+
+    known = processes.from_first(read)
+    if known is not None:
+        return known
     model = fit(recipe, table, features, split, seed, device=device, run=Run(folder, identity), store=store)
     refuse_seen(table, features, split.test, model.seen, f"this fold's {recipe.name}")
     p = predict_rows(model, table, features, split.test, device=device)
     line = {"epochs": model.epochs, "pool": len(model.pool)}
-    if stored is not None:
+    if stored is not None and processes.first():
         with atomic_path(stored) as temporary, temporary.open("wb") as file:
             np.savez(file, p=p, line=np.array(json.dumps(line)))
         for name in stored.parent.iterdir():  # the predictions are all that is needed from here on

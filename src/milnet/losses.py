@@ -7,6 +7,7 @@ finds it again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -56,10 +57,17 @@ def published_weighting(e: Tensor, threshold: Tensor, offset: Tensor) -> Tensor:
     return torch.where(e < threshold, e, (offset + e) * e)
 
 
-class Loss(nn.Module):
-    """A loss over a batch, scalar. `end_epoch` is called after each epoch; state lives in buffers."""
+Together = Callable[[Tensor], Tensor]  # distances of a share of the batch -> of the whole batch
 
-    def forward(self, p: Tensor, q: Tensor) -> Tensor:
+
+class Loss(nn.Module):
+    """A loss over a batch, scalar. `end_epoch` is called after each epoch; state lives in buffers.
+
+    Where several processes share a batch, `together` makes their distances one: the loss and its state are then those
+    of the whole batch in each of them.
+    """
+
+    def forward(self, p: Tensor, q: Tensor, together: Together | None = None) -> Tensor:
         """Predicted p [B, S] and true q [B, S] -> scalar."""
         raise NotImplementedError
 
@@ -74,8 +82,8 @@ class EMD(Loss):
         super().__init__()
         self.r, self.distance = r, prefix_l1 if published else emd
 
-    def forward(self, p: Tensor, q: Tensor) -> Tensor:
-        return self.distance(p, q, self.r).mean()
+    def forward(self, p: Tensor, q: Tensor, together: Together | None = None) -> Tensor:
+        return _whole(self.distance(p, q, self.r), together).mean()
 
 
 class AdaptiveEMD(Loss):
@@ -97,8 +105,8 @@ class AdaptiveEMD(Loss):
         self.register_buffer("total", torch.tensor(0.0))
         self.register_buffer("count", torch.tensor(0.0))
 
-    def forward(self, p: Tensor, q: Tensor) -> Tensor:
-        e = emd(p, q, self.r)
+    def forward(self, p: Tensor, q: Tensor, together: Together | None = None) -> Tensor:
+        e = _whole(emd(p, q, self.r), together)
         if self.training:
             mean = e.detach().mean()
             fresh = self.momentum * self.scale + (1 - self.momentum) * mean
@@ -134,8 +142,9 @@ class PublishedAdaEMD(Loss):
         self.register_buffer("total", torch.tensor(0.0))
         self.register_buffer("batches", torch.tensor(0.0))
 
-    def forward(self, p: Tensor, q: Tensor) -> Tensor:
-        loss = published_weighting(self.distance(p, q, self.r), self.threshold, self.offset).mean()
+    def forward(self, p: Tensor, q: Tensor, together: Together | None = None) -> Tensor:
+        e = _whole(self.distance(p, q, self.r), together)
+        loss = published_weighting(e, self.threshold, self.offset).mean()
         if self.training:
             self.offset.copy_(0.99 * loss.detach() + 0.01 * self.offset)
             self.total += loss.detach()
@@ -147,6 +156,10 @@ class PublishedAdaEMD(Loss):
             self.threshold.copy_(self.total / self.batches)
         self.total.zero_()
         self.batches.zero_()
+
+
+def _whole(e: Tensor, together: Together | None) -> Tensor:
+    return e if together is None else together(e)
 
 
 def make_loss(name: LossName, r: float = 2) -> Loss:

@@ -13,6 +13,7 @@ import torch
 
 from milnet.errors import UsageError
 from milnet.losses import LossName
+from milnet.model.common import Norm
 from milnet.model.graph import Adjacency, Graph
 from milnet.model.reducer import Reducer, Variant
 from milnet.model.single import Single
@@ -38,6 +39,7 @@ class Recipe:
     width: int | None = None  # channels inside the network
     depth: int | None = None  # graph layers
     dropout: float | None = None  # share of inputs and of read-out numbers dropped while training
+    norm: Norm = "batch"  # inside the network; "layer" has no statistics of the batch: any number of processes agrees
     standardise: bool = True  # features to mean 0 and deviation 1 over the training photos
     loss: LossName = "emd"  # what is minimised
     r: float = 2.0  # exponent of the EMD
@@ -229,12 +231,12 @@ def make_network(recipe: Recipe, features: int, bins: int, seed: int, last: tupl
         torch.manual_seed(seed)
         if recipe.model == "reducer":
             network: Network = Reducer(
-                features, bins, width=recipe.width, dropout=recipe.dropout, variant=recipe.variant
+                features, bins, width=recipe.width, dropout=recipe.dropout, variant=recipe.variant, norm=recipe.norm
             )
         elif recipe.model == "single":
-            network = Single(features, bins, width=recipe.width, dropout=recipe.dropout)
+            network = Single(features, bins, width=recipe.width, dropout=recipe.dropout, norm=recipe.norm)
         elif recipe.model == "votes":
-            network = Votes(features, bins, width=recipe.width, dropout=recipe.dropout, last=last)
+            network = Votes(features, bins, width=recipe.width, dropout=recipe.dropout, last=last, norm=recipe.norm)
         else:
             assert isinstance(recipe.references, int)
             network = Graph(
@@ -246,6 +248,7 @@ def make_network(recipe: Recipe, features: int, bins: int, seed: int, last: tupl
                 adjacency=recipe.adjacency,
                 dropout=recipe.dropout,
                 seed=seed,
+                norm=recipe.norm,
             )
     if not recipe.standardise:
         network.standardise.limit = float("inf")  # features as they are

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
 
-from milnet import splits
+from milnet import processes, splits
 from milnet.annotations import FloatArray, IntArray, Table
 from milnet.artifacts import read_json
 from milnet.doubt import Doubt, fit_doubt
@@ -314,6 +314,7 @@ class _Fit:
         pool = self.pool(rows)
         samples, r = self.samples(rows, pool, targets=True), self.recipe
         tune(network, samples, pool, lambda: make_loss(r.loss, r.r), device=self.device)
+        processes.equalise(network)  # each has found the same, but for machines that differ
         return network
 
     def beneath(self) -> _Fit | None:
@@ -326,7 +327,15 @@ class _Fit:
         """The same with the numbers that `reducer` makes of `rows` as nodes; the other rows hold NaN."""
         assert isinstance(reducer, Reducer)
         nodes = self.run.array(phase, (len(self.table), reducer.outputs))
-        reduce_into(nodes, reducer, require_maps(self.features), rows, rows, device=self.device, progress=self.progress)
+        blocks = np.split(rows, range(_REDUCED_AT_ONCE, len(rows), _REDUCED_AT_ONCE))
+        mine = np.concatenate([rows[:0], *processes.share(blocks)])  # whole blocks: the same bits as one process
+        reduce_into(nodes, reducer, require_maps(self.features), mine, mine, device=self.device, progress=self.progress)
+        if isinstance(nodes, np.memmap):  # one file of all processes
+            nodes.flush()
+            processes.meet()
+        elif processes.world() > 1:
+            found = processes.gathered([nodes[block] for block in processes.share(blocks)], len(blocks))
+            nodes[rows] = np.concatenate(found)
         return replace(self, nodes=nodes)
 
     def out_of_fold(self, rows: IntArray, epochs: int, reducer_epochs: int) -> FloatArray:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from milnet import processes
 from milnet.annotations import Table
 from milnet.artifacts import (
     FORMATS,
@@ -70,16 +71,16 @@ def reduce_features(
         raise ArtifactError(f"{folder} exists already: choose another --name, or pass --overwrite to replace it")
     if folder.exists():
         read_manifest(folder, "features")  # only features are replaced
-    maps, config = require_maps(features), features.config["maps"]
+    maps = require_maps(features)
     # Its weights do not see the set-aside photos, so that whoever trains on these features may set them aside again.
     recipe = replace(recipe, refit=False)
     model = fit(recipe, table, features, split, seed, device=device, run=run, progress=progress)
     assert isinstance(model.network, Reducer) and run.folder is not None
     rows = np.flatnonzero(features.readable)
-    part = run.folder / "reduced"
-    part.mkdir(exist_ok=True)
-    values, marks = _open(part, len(table), model.network.outputs, -(-len(rows) // _BLOCK))
-    for block in np.flatnonzero(np.asarray(marks) == 0).tolist():
+    part, outputs = run.folder / "reduced", model.network.outputs
+    left = processes.from_first(lambda: _make(part, len(table), outputs, -(-len(rows) // _BLOCK)))
+    values, marks = _open(part)
+    for block in processes.share(left):  # several processes write into the same files
         some = rows[block * _BLOCK : (block + 1) * _BLOCK]
         with torch_threads(run.threads):
             reduce_into(values, model.network, maps, some, some, device=device)
@@ -88,6 +89,24 @@ def reduce_features(
         marks.flush()  # type: ignore[attr-defined]
         if progress is not None:
             progress(min((block + 1) * _BLOCK, len(rows)), len(rows), "photos reduced")
+    processes.meet()
+    manifest = processes.from_first(lambda: _finish(part, folder, model, table, features, split, seed, notes))
+    return manifest, model
+
+
+def _finish(
+    part: Path,
+    folder: Path,
+    model: Model,
+    table: Table,
+    features: FeatureSet,
+    split: Split,
+    seed: int,
+    notes: Mapping[str, Any] | None,
+) -> Manifest:
+    """Write what stands beside the reduced features, and put all in place."""
+    assert isinstance(model.network, Reducer)
+    config, readable = features.config["maps"], int(features.readable.sum())
     write_lines(part / "pixels.txt", features.pixels)
     write_array(part / "readable.npy", features.readable)
     write_lines(part / "seen.txt", seen_lines(model.seen))
@@ -105,14 +124,14 @@ def reduce_features(
         },
         files={name: digest_file(part / name) for name in _FILES},
         inputs={"photos": photos_digest(table), "maps": config["digest"], "rows": digest_text(rows_text(split.train))},
-        counts={"photos": len(rows), "unreadable": len(table) - len(rows), "seen": len(model.seen)},
+        counts={"photos": readable, "unreadable": len(table) - readable, "seen": len(model.seen)},
         notes={**(notes or {}), "weights": config["weights"], "seed": seed, "group": split.group},
     )
     (part / "manifest.json").unlink(missing_ok=True)
     write_manifest(part, manifest)
     put_in_place(part, folder)
     (folder / "marks.npy").unlink(missing_ok=True)
-    return manifest, model
+    return manifest
 
 
 def apply_reducer(
@@ -150,13 +169,18 @@ def rows_text(rows: NDArray[Any]) -> str:
     return canonical_json(np.sort(rows).tolist())
 
 
-def _open(part: Path, photos: int, outputs: int, blocks: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The reduced features under way, NaN where nothing is yet, and a mark for each finished block."""
-    open_memmap = np.lib.format.open_memmap
-    if (part / "marks.npy").exists():
-        return open_memmap(part / "features.npy", "r+"), open_memmap(part / "marks.npy", "r+")
-    values = open_memmap(part / "features.npy", "w+", np.float16, (photos, outputs))
-    values[:] = np.nan
-    values.flush()
-    write_array(part / "marks.npy", np.zeros(blocks, np.uint8))  # last: without it the features are made anew
-    return values, open_memmap(part / "marks.npy", "r+")
+def _make(part: Path, photos: int, outputs: int, blocks: int) -> list[int]:
+    """Begin the reduced features, NaN where nothing is yet, or go on with them; the blocks that are left to do."""
+    part.mkdir(exist_ok=True)
+    if not (part / "marks.npy").exists():
+        values = np.lib.format.open_memmap(part / "features.npy", "w+", np.float16, (photos, outputs))
+        values[:] = np.nan
+        values.flush()
+        write_array(part / "marks.npy", np.zeros(blocks, np.uint8))  # last: without it the features are made anew
+    left: list[int] = np.flatnonzero(np.load(part / "marks.npy") == 0).tolist()
+    return left
+
+
+def _open(part: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The reduced features under way, and a mark for each finished block."""
+    return np.lib.format.open_memmap(part / "features.npy", "r+"), np.lib.format.open_memmap(part / "marks.npy", "r+")

@@ -163,3 +163,9 @@ def epoch_batches(n: int, size: int, seed: int, phase: str, epoch: int) -> list[
     """
     order = np.random.default_rng([seed, zlib.crc32(phase.encode()), epoch]).permutation(n)
     return [part.astype(np.int64) for part in np.array_split(order, max(1, min(-(-n // size), n // 2)))]
+
+
+def shares(batch: IntArray, processes: int) -> list[IntArray]:
+    """A batch cut for so many processes, in its order. None gets a single photo; of a short batch some get nothing."""
+    parts = np.array_split(batch, max(1, min(processes, len(batch) // 2)))
+    return [*parts, *[batch[:0]] * (processes - len(parts))]

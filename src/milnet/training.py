@@ -2,6 +2,10 @@
 
 The order of an epoch is a pure function of (seed, phase, epoch); dropout draws from a generator set at the start of
 each epoch; the state on disk holds everything else. So it does not matter when a run was last saved.
+
+Several processes (processes.py) share each batch of that same order; the loss is that of the whole batch, and dropout
+draws from generators set at each step of each process. The first one alone writes; any number of them goes on with what
+it wrote.
 """
 
 from __future__ import annotations
@@ -22,12 +26,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from milnet import processes
 from milnet.annotations import IntArray
 from milnet.artifacts import atomic_path, canonical_json, differences, write_text
 from milnet.errors import ArtifactError, MissingExtraError, NumericError
 from milnet.features import Maps, Progress, evenly
 from milnet.losses import Loss
-from milnet.samples import IN_MEMORY, Batch, Samples, epoch_batches
+from milnet.model.common import synchronise
+from milnet.samples import IN_MEMORY, Batch, Samples, epoch_batches, shares
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -36,15 +42,19 @@ class Run:
     """`RUN/`: the state of a training under way. With `folder` None nothing is written and nothing resumes.
 
     `identity.json` says of what; `results.json` and `PHASE.safetensors` hold the finished phases, `state.pt` (tensors
-    and numbers, loaded weights-only) the one under way, `log.jsonl` a line an epoch. Another identity is refused.
+    and numbers, loaded weights-only) the one under way, `log.jsonl` a line an epoch. Another identity is refused. Of
+    several processes the first reads and writes, and tells the others.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any], *, save_seconds: float = 30.0) -> None:
         self.folder, self.save_seconds = folder, save_seconds
         self.results: dict[str, Any] = {}
         self.threads = torch.get_num_threads()  # sums depend on it: a resumed run goes on with the recorded number
-        if folder is None:
-            return
+        if folder is not None:
+            self.threads, self.results = processes.from_first(lambda: self._open(folder, identity))
+
+    def _open(self, folder: Path, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Threads to go on with, and the phases that are finished."""
         path = folder / "identity.json"
         if folder.exists() and not path.exists() and any(folder.iterdir()):
             raise ArtifactError(f"{folder} was not made by milnet, and a training would be kept there: move it away")
@@ -55,34 +65,49 @@ class Run:
                 f"{folder} holds an unfinished training of other data, options, seed or versions ({what}): run it with "
                 f"the same ones, or remove that folder"
             )
-        if old is None:
-            write_text(path, canonical_json({"identity": identity, "threads": self.threads}))
+        threads = self.threads
+        if old is not None and old.get("processes", 1) == processes.world():
+            threads = int(old["threads"])
         else:
-            self.threads = int(old["threads"])
+            how = {"threads": threads, "processes": processes.world()}
+            write_text(path, canonical_json({"identity": identity, **how}))
         done = folder / "results.json"
-        self.results = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
+        return threads, json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
+
+    @property
+    def _writes(self) -> Path | None:
+        """The folder, for the process that writes there."""
+        return self.folder if processes.first() else None
 
     def finish_phase(self, name: str, result: Any, network: nn.Module | None = None) -> None:
         """Keep the result of a phase (JSON) and its network; the state under way is no longer needed."""
         self.results[name] = result
-        if self.folder is not None:
+        if self._writes is not None:
             if network is not None:
-                with atomic_path(self.folder / f"{name}.safetensors") as temporary:
+                with atomic_path(self._writes / f"{name}.safetensors") as temporary:
                     save_file(contiguous_state(network), temporary)
-            write_text(self.folder / "results.json", json.dumps(self.results))
-            (self.folder / "state.pt").unlink(missing_ok=True)
+            write_text(self._writes / "results.json", json.dumps(self.results))
+            (self._writes / "state.pt").unlink(missing_ok=True)
 
     def load_network(self, name: str, network: nn.Module) -> None:
         """The network that `finish_phase` kept."""
         assert self.folder is not None
-        network.load_state_dict(load_file(self.folder / f"{name}.safetensors"))
+        path = self.folder / f"{name}.safetensors"
+        network.load_state_dict(processes.from_first(lambda: load_file(path)))
 
     def load(self, phase: str) -> dict[str, Any] | None:
         """The state of `phase`, if that is the one under way."""
-        if self.folder is None or not (self.folder / "state.pt").exists():
+        if self.folder is None:
             return None
-        state: dict[str, Any] = torch.load(self.folder / "state.pt", weights_only=True, map_location="cpu")
-        return state if state["phase"] == phase else None
+        path = self.folder / "state.pt"
+
+        def read() -> dict[str, Any] | None:
+            if not path.exists():
+                return None
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            return state if state["phase"] == phase else None
+
+        return processes.from_first(read)
 
     def save(self, state: dict[str, Any]) -> float:
         """Write the state under a temporary name, then rename it. Returns the seconds to wait until the next time.
@@ -90,28 +115,33 @@ class Run:
         A large state is saved less often, so that saving takes at most a twentieth of the time.
         """
         began = time.monotonic()
-        if self.folder is not None:
-            with atomic_path(self.folder / "state.pt") as temporary:
+        if self._writes is not None:
+            with atomic_path(self._writes / "state.pt") as temporary:
                 torch.save(state, temporary)
         return max(self.save_seconds, 20 * (time.monotonic() - began)) if self.save_seconds else 0.0
 
     def array(self, name: str, shape: tuple[int, int]) -> NDArray[np.float16]:
-        """A float16 array of NaN, on the disk of this run where it is large."""
+        """A float16 array of NaN, on the disk of this run where it is large; all processes then write into the one."""
         if self.folder is None or 2 * math.prod(shape) <= IN_MEMORY:
             return np.full(shape, np.nan, np.float16)
-        array: NDArray[np.float16] = np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.float16, shape)
-        array[:] = np.nan
+        path = self.folder / f"{name}.npy"
+
+        def make() -> None:
+            np.lib.format.open_memmap(path, "w+", np.float16, shape)[:] = np.nan
+
+        processes.from_first(make)
+        array: NDArray[np.float16] = np.lib.format.open_memmap(path, "r+")
         return array
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to `log.jsonl`. After a resume an epoch may stand there twice; the last one counts."""
-        if self.folder is not None:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        if self._writes is not None:
+            with (self._writes / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
     def waited(self) -> float:
-        """Share of the time of all epochs that was spent waiting for batches, by `log.jsonl`."""
-        path = None if self.folder is None else self.folder / "log.jsonl"
+        """Share of the time of all epochs that the first process spent waiting for batches, by `log.jsonl`."""
+        path = None if self._writes is None else self._writes / "log.jsonl"
         if path is None or not path.exists():
             return 0.0
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -119,13 +149,13 @@ class Run:
 
     def remove_if_empty(self) -> None:
         """Remove the folder when nothing worth resuming is in it: the training was refused before it began."""
-        if self.folder is not None and not self.results and not (self.folder / "state.pt").exists():
+        if self._writes is not None and not self.results and not (self._writes / "state.pt").exists():
             self.remove()
 
     def remove(self) -> None:
         """Remove the folder: the work is finished and stored elsewhere."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._writes is not None:
+            shutil.rmtree(self._writes, ignore_errors=True)
 
 
 def contiguous_state(network: nn.Module) -> dict[str, Tensor]:
@@ -137,7 +167,7 @@ def contiguous_state(network: nn.Module) -> dict[str, Tensor]:
 class Plan:
     """How one network is trained."""
 
-    batch: int
+    batch: int  # photos a step, of all processes together
     learning_rate: float
     weight_decay: float
     decay: float  # the rate is multiplied by this after every `decay_epochs` epochs
@@ -170,7 +200,9 @@ def train_epochs(
     for so many epochs; with `keep_best` the network ends as it was after its best epoch. Raises NumericError when the
     loss is not finite.
     """
-    accelerator = _accelerator(plan)
+    accelerator, rank, world = _accelerator(plan), processes.rank(), processes.world()
+    if world > 1 and accelerator.device.type == "cuda":
+        synchronise(network)
     optimizer = torch.optim.Adam(_parameter_groups(network, plan.weight_decay), lr=plan.learning_rate)
     loss.to(accelerator.device)
     network, optimizer = accelerator.prepare(network, optimizer)
@@ -185,6 +217,7 @@ def train_epochs(
             loss.load_state_dict(state["loss"])
             history, best = [dict(line) for line in state["history"]], state["best"]
             first_epoch, first_step, running = state["epoch"], state["step"], state["running"]
+        processes.equalise(accelerator.unwrap_model(network))
         saved, pause = time.monotonic(), run.save_seconds
         for epoch in range(first_epoch, epochs):
             if stalled(history, patience):
@@ -198,10 +231,16 @@ def train_epochs(
             network.train()
             loss.train()
             batches = epoch_batches(len(samples), plan.batch, plan.seed, phase, epoch)
+            parts = [shares(batch, world) for batch in batches]
+            # Who gets nothing of a short batch takes part with two of its photos, which do not count.
+            own = [part[rank] if len(part[rank]) else batch[:2] for part, batch in zip(parts, batches, strict=True)]
             began, waited = time.perf_counter(), 0.0
-            for step, (batch, waiting) in enumerate(samples.batches(batches[first_step:]), first_step):
+            for step, (batch, waiting) in enumerate(samples.batches(own[first_step:]), first_step):
                 waited += waiting
-                running += _step(network, loss, optimizer, accelerator, batch) * len(batches[step])
+                if world > 1:  # so that nothing of the other processes' generators need be kept
+                    torch.manual_seed(zlib.crc32(f"{plan.seed}/{phase}/{epoch}/{step}/{rank}".encode()))
+                sizes = [len(part) for part in parts[step]]
+                running += _step(network, loss, optimizer, accelerator, batch, sizes) * len(batches[step])
                 if time.monotonic() - saved >= pause and step + 1 < len(batches):
                     pause = run.save(
                         _state(phase, epoch, step + 1, running, network, optimizer, loss, history, best, accelerator)
@@ -210,11 +249,12 @@ def train_epochs(
             first_step = 0
             seconds = time.perf_counter() - began
             loss.end_epoch()
+            processes.equalise(accelerator.unwrap_model(network))  # running statistics: each one has its own
             network.eval()
             line = {"epoch": float(epoch + 1), "loss": running / len(samples), "rate": rate}
             running = 0.0
             if validate is not None:
-                line.update(validate(network))
+                line.update(validate(accelerator.unwrap_model(network)))
             if keep_best and line["emd2"] < min((old["emd2"] for old in history), default=float("inf")):
                 best = {k: v.detach().cpu().clone() for k, v in accelerator.unwrap_model(network).state_dict().items()}
             history.append(line)
@@ -242,16 +282,20 @@ def best_epoch(history: list[dict[str, float]]) -> int:
     return int(np.argmin((padded[:-2] + padded[1:-1] + padded[2:]) / 3)) + 1
 
 
-def _step(network: nn.Module, loss: Loss, optimizer: Any, accelerator: Any, batch: Batch) -> float:
+def _step(network: nn.Module, loss: Loss, optimizer: Any, accelerator: Any, batch: Batch, sizes: list[int]) -> float:
+    """The loss of the whole batch, of which process i has `sizes[i]` photos; all take the same step."""
     batch = batch.to(accelerator.device)
     assert batch.target is not None
     with accelerator.autocast():
         log_p = network(batch.photo, batch.pool, batch.index, batch.similarity, batch.keep)
-    value = loss(log_p.float().exp(), batch.target)
+    several = len(sizes) > 1
+    together = (lambda e: processes.joined(e, sizes)) if several else None
+    value = loss(log_p.float().exp(), batch.target, together)
     if not torch.isfinite(value):
         raise NumericError(f"the loss is {value.item()}: training diverged; lower the learning rate")
     optimizer.zero_grad()
-    accelerator.backward(value)
+    # Each has the gradient of its own photos' part of the mean; the mean over processes is taken of them.
+    accelerator.backward(value * len(sizes) if several else value)
     optimizer.step()
     return float(value.item())
 
@@ -296,18 +340,21 @@ def _state(
 
 
 def predict(network: nn.Module, samples: Samples, *, device: str = "cpu") -> NDArray[np.float64]:
-    """Distributions [n, S] of all samples, in evaluation mode, rows sum to 1."""
+    """Distributions [n, S] of all samples, in evaluation mode, rows sum to 1.
+
+    Several processes deal the batches out among them, and each gets all that was found: the same bits as one alone.
+    """
     network.eval()
     where, size = torch.device(device), 64 if samples.are_maps else 256
     picks = np.split(np.arange(len(samples), dtype=np.int64), range(size, len(samples), size))
     parts: list[NDArray[np.float64]] = []
     with torch.inference_mode():
-        for batch, _ in samples.batches(picks):
+        for batch, _ in samples.batches(processes.share(picks)):
             item = batch.to(where)
             log_p = network(item.photo, item.pool, item.index, item.similarity, item.keep)
             p = log_p.double().exp().cpu().numpy()
             parts.append(p / p.sum(1, keepdims=True))
-    return np.concatenate(parts)
+    return np.concatenate(processes.gathered(parts, len(picks)))
 
 
 _MOMENTS = 4096  # photos of whose maps the moments are taken

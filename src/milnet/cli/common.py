@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from milnet.features import FeatureSet
     from milnet.index import Kind, Plan
     from milnet.pool import Store
+    from milnet.recipe import Recipe
     from milnet.recipes import Model
 
 app = typer.Typer(
@@ -107,21 +108,24 @@ class Context:
     json: bool = False
     quiet: bool = False
     failed: bool = False  # some photos or lines failed: exit code 1
+    first: bool = True  # of several processes: the one that speaks
     out: Console = field(default_factory=lambda: _console(stderr=False))
     err: Console = field(default_factory=lambda: _console(stderr=True))
 
     def say(self, text: str = "") -> None:
         """A line for people, on standard output; silent with --json and --quiet."""
-        if not (self.json or self.quiet):
+        if self.first and not (self.json or self.quiet):
             self.out.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """A line on standard error, always."""
+        if not self.first:
+            return
         self.err.print(text, markup=False)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table for people: the first column to the left, the others to the right."""
-        if self.json or self.quiet:
+        if self.json or self.quiet or not self.first:
             return
         table = RichTable(box=None, pad_edge=False, header_style="bold")
         for i, name in enumerate(header):
@@ -131,12 +135,20 @@ class Context:
         self.out.print(table)
 
     def compute_device(self) -> str:
-        """cpu, cuda or mps; `auto` takes what is there. Sets the number of threads."""
+        """cpu, cuda or mps; `auto` takes what is there. Sets the number of threads.
+
+        Several processes compute on CPUs, or each on a GPU of its own.
+        """
         import torch
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if several_asked():
+            gpus, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            if self.device == "cuda" and gpus < wanted:
+                raise UsageError(f"--device cuda: expected a GPU for each of {wanted} processes, got {gpus}")
+            there.update(cuda=there["cuda"] and gpus >= wanted, mps=False)
         if self.device == "auto":
             return next(name for name in ("cuda", "mps", "cpu") if there[name])
         if not there.get(self.device, False):
@@ -146,7 +158,7 @@ class Context:
 
     def progress(self) -> Progress:
         """Progress on standard error: a bar on a terminal, a line every ten seconds elsewhere."""
-        return Progress(self.err, silent=self.quiet)
+        return Progress(self.err, silent=self.quiet or not self.first)
 
 
 class Progress:
@@ -276,7 +288,8 @@ def plan_index(
     """The index that fits, said."""
     from milnet.index import choose
 
-    plan = choose(photos, width, kind=kind, memory=memory, similarity=similarity)  # type: ignore[arg-type]  # the command has checked it
+    how: Any = {"kind": kind, "memory": memory, "similarity": similarity}
+    plan = choose(photos, width, **how)
     context.say(
         f"index {plan.kind} ({plan.form}) over {photos:,} photos x {width:,}: about {plan.bytes / 1e6:,.1f} MB, "
         f"{plan.peak / 1e6:,.1f} MB while it is built"
@@ -284,9 +297,40 @@ def plan_index(
     return plan
 
 
+def several_asked() -> bool:
+    """Whether torchrun or accelerate started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE") or "1") > 1
+
+
+def refuse_several(name: str) -> None:
+    """Raise UsageError where a command that one process does was started as several."""
+    if several_asked():
+        raise UsageError(
+            f"milnet {name} is done by one process: run it without torchrun or accelerate launch (several processes: "
+            f"train, reduce, crossvalidate, evaluate and test)"
+        )
+
+
+def warn_of_norms(context: Context, recipe: Recipe, device: str) -> None:
+    """Say where several processes do not compute what one does."""
+    beneath = recipe.reducer
+    if several_asked() and device == "cpu" and "batch" in (recipe.norm, beneath.norm if beneath else recipe.norm):
+        context.warn(
+            f"recipe {recipe.name} has batch norm, whose statistics each process takes from its own share of a batch "
+            f"on CPUs: the figures differ a little from those of one process (--set norm=layer has no such statistics)"
+        )
+
+
 def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Path:
     """`OUTPUT.run`, where a training under way is kept; a leftover is taken up, removed, or an error."""
+    from milnet import processes
+
     folder = output.with_name(output.name + ".run")
+    processes.from_first(lambda: _clear(folder, resume=resume, overwrite=overwrite))
+    return folder
+
+
+def _clear(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not resume:
         if any(folder.iterdir()) and not (folder / "identity.json").exists():
             raise ArtifactError(f"{folder} was not made by milnet, and a training would be kept there: move it away")
@@ -295,7 +339,6 @@ def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Path:
                 f"{folder} holds an unfinished training: pass --resume to go on, or --overwrite to start anew"
             )
         shutil.rmtree(folder)
-    return folder
 
 
 def _everywhere(*names: str, **settings: Any) -> Any:
@@ -311,8 +354,13 @@ _COMMON = [
 ]
 
 
-def command(name: str, of: typer.Typer = app) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[..., None]]:
-    """Register a command, `of` a group if any. The function gets a Context first and returns what --json prints."""
+def command(
+    name: str, of: typer.Typer = app, *, several: bool = False
+) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[..., None]]:
+    """Register a command, `of` a group if any. The function gets a Context first and returns what --json prints.
+
+    `several`: whether several processes can do it together, as torchrun starts them.
+    """
 
     def register(function: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)
@@ -332,18 +380,31 @@ def command(name: str, of: typer.Typer = app) -> Callable[[Callable[..., Mapping
                 os.environ["HF_HUB_OFFLINE"] = "1"
             from milnet.artifacts import strict  # here: it imports numpy, which --help need not wait for
 
+            together = several_asked()
             try:
+                if together:
+                    from milnet import processes
+
+                    processes.join()
+                    context.first = processes.first()
+                    if not several:
+                        refuse_several(name)
                 result = function(context, **arguments)
+                if together:
+                    processes.leave()
+            except RuntimeError as error:
+                raise (processes.lost(error) if together else None) or error from None
             except KeyboardInterrupt:  # here: the command line's library would end without a word
                 context.warn("interrupted; what was finished is kept: run it again (train: with --resume)")
                 raise typer.Exit(130) from None
-            if context.json:
+            if context.json and context.first:
                 print(json.dumps(strict(result), indent=1, ensure_ascii=False, allow_nan=False, default=str))
             if context.failed:
                 raise typer.Exit(1)
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.several = several  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         of.command(name)(run)
         return run
@@ -377,11 +438,21 @@ def main() -> None:
     try:
         app()
     except MilnetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _complain(error)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept: run it again (train: with --resume)", file=sys.stderr)
         sys.exit(130)
     except OSError as error:  # a full disk, a folder without permission: the message names the path
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _complain(error)
+
+
+def _complain(error: Exception) -> NoReturn:
+    """Say what is wrong, of several processes once, and end with 2."""
+    said = False
+    if several_asked():
+        from milnet import processes
+
+        said = not processes.speaks()
+    if not said:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)

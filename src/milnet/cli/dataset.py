@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, training_side
+from milnet.cli.common import Context, refuse_several, training_side
 from milnet.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def ready_features(
             made = Features(data / "features" / name, table)
             _refuse_other(made.manifest, extractor, stored, data / "features" / name)
         else:
+            refuse_several("features")
             extract_features(context, table, data / "features" / name, extractor, weights, wide=stored)
     if maps == "narrow" or recipe.takes_maps:
         if recipe.takes_maps and wide is None:
@@ -251,5 +252,7 @@ def train_by_name(
 
 
 def plain(wrapped: Any) -> Any:
-    """The function behind a command, without exit codes and printing of --json."""
+    """The function behind a command, without exit codes and printing of --json; refused as the command would be."""
+    if not wrapped.several:
+        refuse_several(wrapped.__name__.strip("_"))
     return wrapped.__wrapped__

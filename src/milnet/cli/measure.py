@@ -25,6 +25,7 @@ from milnet.cli.common import (
     command,
     command_line,
     load_measured,
+    warn_of_norms,
 )
 from milnet.errors import UsageError
 from milnet.places import looks_folder
@@ -41,7 +42,7 @@ Side = Annotated[
 _SHOWN = ("srcc", "plcc", "krcc", "accuracy", "mse", "emd1", "emd2")
 
 
-@command("evaluate")
+@command("evaluate", several=True)
 def evaluate_(
     context: Context,
     model: ModelFolder,
@@ -57,6 +58,7 @@ def evaluate_(
     references: Stored = None,
 ) -> Mapping[str, Any]:
     """Measure a model on photos that no trained part has seen; refuses the others."""
+    from milnet import processes
     from milnet.evaluation import evaluate, note_look
     from milnet.results import check_results_path, make_results, predictions_path, write_predictions, write_results
 
@@ -66,7 +68,7 @@ def evaluate_(
     it = load_measured(context, model, data, split, semantic=semantic, nodes=nodes, references=references)
     fitted, table = it.model, _judged(it.table, threshold, side)
     predictions = evaluate(fitted, table, it.features, it.rows, split=split, store=it.store, device=device)
-    looks = note_look(looks_folder(data), it.digest, split, predictions.rows)
+    looks = processes.from_first(lambda: note_look(looks_folder(data), it.digest, split, predictions.rows))
     results = make_results(
         "evaluation",
         table,
@@ -79,7 +81,7 @@ def evaluate_(
         group=fitted.group,
         extra={"model": it.digest, "looks": looks, "seen": it.seen},
     )
-    if output is not None:
+    if output is not None and processes.first():
         write_results(output, results)
         write_predictions(predictions_path(output), table, predictions)
     skipped = len(it.rows) - len(predictions.rows)
@@ -93,7 +95,7 @@ def evaluate_(
     return results
 
 
-@command("crossvalidate")
+@command("crossvalidate", several=True)
 def crossvalidate_(
     context: Context,
     data: Data,
@@ -120,6 +122,7 @@ def crossvalidate_(
     """Predict each fold by a model trained on the others. With -o, the same command goes on where it was stopped."""
     import numpy as np
 
+    from milnet import processes
     from milnet.annotations import load_table
     from milnet.evaluation import crossvalidate, find_same_photos
     from milnet.features import load_feature_set
@@ -145,6 +148,8 @@ def crossvalidate_(
     chosen = find_folds(table, folds, group=group)
     same = find_same_photos(table, features)
     recipes = [load_recipe(recipe, settings or [])] + ([load_recipe(against)] if against else [])
+    for one in recipes:
+        warn_of_norms(context, one, device)
     unreadable = int((~features.readable).sum())
     context.say(
         f"{table.name}: {len(table):,} photos{f', {unreadable:,} unreadable left out' if unreadable else ''}; folds "
@@ -204,12 +209,12 @@ def crossvalidate_(
         shown[f"{resolved[1].name} (against)" if resolved[1].name in shown else resolved[1].name] = results["against"][
             "metrics"
         ]
-    if output is not None:
+    if output is not None and processes.first():
         write_results(output, results)
         write_predictions(predictions_path(output), table, found[0][0])
         if against:
             write_predictions(output.with_name(f"{output.stem}.against.predictions.csv"), table, found[1][0])
-    if run is not None:
+    if run is not None and processes.first():
         shutil.rmtree(run, ignore_errors=True)
     show_metrics(context, shown, results["accuracy"])
     if against:

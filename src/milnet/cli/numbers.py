@@ -25,6 +25,7 @@ from milnet.cli.common import (
     plan_index,
     run_folder,
     training_side,
+    warn_of_norms,
 )
 from milnet.errors import ArtifactError, UsageError
 
@@ -283,7 +284,7 @@ def _published_features(
     return {"features": str(folder), "digest": manifest.digest, **manifest.counts}
 
 
-@command("reduce")
+@command("reduce", several=True)
 def reduce(
     context: Context,
     data: OwnData,
@@ -343,6 +344,7 @@ def reduce(
     rows, tested = training_side(context, table, chosen, split)
     folder = data / "features" / plain_name(name or f"{features}-reduced", "--name")
     one = load_recipe(recipe, settings or [])
+    warn_of_norms(context, one, device)
     if (folder / "manifest.json").exists() and not overwrite:
         raise ArtifactError(f"{folder} exists already: choose another --name, or pass --overwrite to replace it")
     maps = chosen.config["maps"] if require_maps(chosen) is not None else {}

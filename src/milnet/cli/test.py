@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, command
+from milnet.cli.common import Context, command, refuse_several
 from milnet.cli.dataset import finished, plain, ready_data
 from milnet.errors import ArtifactError, UsageError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from milnet.recipes import Model
 
 
-@command("test")
+@command("test", several=True)
 def test(
     context: Context,
     dataset: Annotated[str, typer.Option(help="ava-19928, ava-19998, ...", show_default=False)],
@@ -142,6 +142,7 @@ def _features_of(
         if fitting:
             name = fitting[0]
         else:
+            refuse_several("features")
             name = next(free for i in range(len(made) + 1) if (free := f"{label}-{i}" if i else label) not in made)
             given, option = (semantic_weights, "--semantic-weights") if role == "semantic" else (weights, "--weights")
             pooling = part.get("pooling") or (part["extraction"].get("wide") or {}).get("pooling")

@@ -25,6 +25,7 @@ from milnet.cli.common import (
     command_line,
     run_folder,
     training_side,
+    warn_of_norms,
 )
 from milnet.cli.dataset import WITH, Chain, Dataroot, Dataset, Work, train_by_name
 from milnet.cli.numbers import digest_rows
@@ -36,7 +37,7 @@ def _find_data(value: Path | None) -> Path | None:
     return None if value is None else find_data(value)
 
 
-@command("train")
+@command("train", several=True)
 def train(
     context: Context,
     data: Annotated[
@@ -110,6 +111,7 @@ def train(
         raise UsageError("expected DATA, or --dataset NAME and --dataroot DIR")
     import torch
 
+    from milnet import processes
     from milnet.annotations import load_table
     from milnet.checkpoints import save_model
     from milnet.features import load_feature_set
@@ -123,6 +125,7 @@ def train(
     if output.exists() and not overwrite:
         raise ArtifactError(f"{output} exists already: choose another name, or pass --overwrite to replace it")
     chosen = load_recipe(recipe, settings or [])
+    warn_of_norms(context, chosen, device)
     table, manifest = load_table(data)
     features = load_feature_set(data, table, semantic=semantic, nodes=nodes)
     if group is not None:
@@ -152,8 +155,9 @@ def train(
         run.remove_if_empty()
         raise
     model.inputs = {**model.inputs, "data": manifest.digest}
-    saved = save_model(model, output, overwrite=overwrite, notes={"command": command_line()})
-    if tensorboard:
+    notes = {"command": command_line()}
+    saved = processes.from_first(lambda: save_model(model, output, overwrite=overwrite, notes=notes))
+    if tensorboard and processes.first():
         write_tensorboard(run, output.with_name(output.name + ".tensorboard"))
     waited = run.waited()
     run.remove()

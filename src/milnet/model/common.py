@@ -5,7 +5,7 @@ Shapes: B photos, K references, N = K + 1 nodes, P pool photos, D features, C wi
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,9 @@ class Standardise(nn.Module):
         return ((x.to(self.mean.dtype) - self.mean) / self.scale).clamp(-self.limit, self.limit)
 
 
+Norm = Literal["batch", "layer"]  # of the numbers inside a network: over the batch, or over the channels of each node
+
+
 class NodeNorm(nn.BatchNorm1d):
     """Batch norm over photos and nodes (or cells of a map) together, [B, N, C] -> [B, N, C]."""
 
@@ -76,9 +79,37 @@ class NodeNorm(nn.BatchNorm1d):
         return super().forward(x.flatten(0, 1)).view_as(x)
 
 
-def linear_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
-    """Linear map of each node, batch norm over photos and nodes, relu."""
-    return nn.Sequential(nn.Linear(inputs, outputs), NodeNorm(outputs), nn.ReLU())
+class SyncNodeNorm(nn.SyncBatchNorm):
+    """The same with the statistics of the batch of all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).view_as(x)
+
+
+def node_norm(width: int, norm: Norm) -> nn.Module:
+    """Norm of nodes [B, N, C]."""
+    return NodeNorm(width) if norm == "batch" else nn.LayerNorm(width)
+
+
+def photo_norm(width: int, norm: Norm) -> nn.Module:
+    """Norm of photos [B, C]."""
+    return nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width)
+
+
+def synchronise(network: nn.Module) -> None:
+    """Let the batch norms of a network take their statistics from all processes; torch trains such on GPUs alone."""
+    for parent in list(network.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm1d):
+                kind = SyncNodeNorm if isinstance(norm, NodeNorm) else nn.SyncBatchNorm
+                other = kind(norm.num_features, norm.eps, norm.momentum).to(norm.weight.device)
+                other.load_state_dict(norm.state_dict())
+                setattr(parent, name, other.train(norm.training))
+
+
+def linear_norm_relu(inputs: int, outputs: int, norm: Norm = "batch") -> nn.Sequential:
+    """Linear map of each node, norm (batch: over photos and nodes), relu."""
+    return nn.Sequential(nn.Linear(inputs, outputs), node_norm(outputs, norm), nn.ReLU())
 
 
 def gather_nodes(photo: Tensor, pool: Pool | None, index: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from milnet.model.common import NodeNorm, Pool, Standardise, gather_nodes, linear_norm_relu
+from milnet.model.common import Norm, Pool, Standardise, gather_nodes, linear_norm_relu, node_norm
 
 Adjacency = Literal["similarity", "transport", "fusion", "random"]
 
@@ -61,16 +61,20 @@ class GraphLayer(nn.Module):
 
     random: Tensor
 
-    def __init__(self, width: int, nodes: int, adjacency: Adjacency = "similarity", seed: int = 0) -> None:
+    def __init__(
+        self, width: int, nodes: int, adjacency: Adjacency = "similarity", seed: int = 0, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
         self.adjacency = adjacency
-        self.g = linear_norm_relu(width, width)
-        self.theta = linear_norm_relu(width, width)
-        self.phi = linear_norm_relu(width, width)
-        norm = NodeNorm(width)
-        nn.init.zeros_(norm.weight)
-        nn.init.zeros_(norm.bias)
-        self.out = nn.Sequential(nn.Linear(width, width), norm)
+        self.g = linear_norm_relu(width, width, norm)
+        self.theta = linear_norm_relu(width, width, norm)
+        self.phi = linear_norm_relu(width, width, norm)
+        self.out = nn.Sequential(nn.Linear(width, width), node_norm(width, norm))
+        for parameter in self.out[1].parameters():
+            nn.init.zeros_(parameter)
+        if adjacency in ("random", "transport"):  # no gradient reaches them, and none is waited for
+            self.theta.requires_grad_(False)
+            self.phi.requires_grad_(False)
         if adjacency == "random":
             generator = torch.Generator().manual_seed(seed)
             self.register_buffer("random", torch.randn(nodes, nodes, generator=generator) / nodes)
@@ -110,14 +114,15 @@ class Graph(nn.Module):
         adjacency: Adjacency = "similarity",
         dropout: float = 0.0,
         seed: int = 0,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         nodes = references + 1
         self.references = references
         self.standardise = Standardise(features)
         self.drop_input = nn.Dropout(dropout)
-        self.reduce = linear_norm_relu(features, width)
-        self.layers = nn.ModuleList(GraphLayer(width, nodes, adjacency, seed + i) for i in range(depth))
+        self.reduce = linear_norm_relu(features, width, norm)
+        self.layers = nn.ModuleList(GraphLayer(width, nodes, adjacency, seed + i, norm) for i in range(depth))
         self.drop = nn.Dropout(dropout)
         self.read = nn.Linear(width * nodes, bins)
 
@@ -139,7 +144,10 @@ class Graph(nn.Module):
         """The same from node features [B, N, D], node 0 the photo."""
         x = self.standardise(nodes)
         # A dropped feature is dropped in the photo and its references alike, so that they stay comparable.
-        v = self.reduce(x * self.drop_input(torch.ones_like(x[:, :1])))
+        return self.from_reduced(self.reduce(x * self.drop_input(torch.ones_like(x[:, :1]))))
+
+    def from_reduced(self, v: Tensor) -> Tensor:
+        """The same from reduced nodes [B, N, C]."""
         for layer in self.layers:
             v = layer(v)
         return torch.log_softmax(self.read(self.drop(v.mT.flatten(1))), dim=-1)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from milnet.model.common import NodeNorm, Pool, Standardise, linear_norm_relu
+from milnet.model.common import Norm, Pool, Standardise, linear_norm_relu, node_norm, photo_norm
 
 Variant = Literal["milnet", "published"]
 SIDE = 5  # cells a side
@@ -38,20 +38,27 @@ class Reducer(nn.Module):
     uses = "nothing"
 
     def __init__(
-        self, features: int, bins: int, *, width: int = 2048, dropout: float = 0.25, variant: Variant = "milnet"
+        self,
+        features: int,
+        bins: int,
+        *,
+        width: int = 2048,
+        dropout: float = 0.25,
+        variant: Variant = "milnet",
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         self.width, self.variant = width, variant
         half, first, second = width // 2, width * 3 // 2, width * 3 // 8
         self.standardise = Standardise(features)
-        self.branch1 = linear_norm_relu(features, width)
-        self.branch2 = linear_norm_relu(features, width)
-        self.branch2_row = Window(width, half, (1, 3))
-        self.branch2_column = Window(width, half, (3, 1))
+        self.branch1 = linear_norm_relu(features, width, norm)
+        self.branch2 = linear_norm_relu(features, width, norm)
+        self.branch2_row = Window(width, half, (1, 3), norm)
+        self.branch2_column = Window(width, half, (3, 1), norm)
         self.branch3_linear = nn.Linear(features, width)
-        self.branch3_norm = nn.Sequential(NodeNorm(width), nn.ReLU())
-        head = [*norm_relu_drop(3 * width, first, dropout), *norm_relu_drop(first, second, dropout)]
-        last = norm_relu_drop(second, bins, 0.5) if variant == "published" else [nn.Linear(second, bins)]
+        self.branch3_norm = nn.Sequential(node_norm(width, norm), nn.ReLU())
+        head = [*norm_relu_drop(3 * width, first, dropout, norm), *norm_relu_drop(first, second, dropout, norm)]
+        last = norm_relu_drop(second, bins, 0.5, norm) if variant == "published" else [nn.Linear(second, bins)]
         self.head = nn.Sequential(*head, *last)
 
     @property
@@ -100,10 +107,10 @@ def as_map(x: Tensor) -> Tensor:
 class Window(nn.Module):
     """Convolution of a 5x5 map with 3 cells in one direction, batch norm, relu: [B, 25, C] -> [B, 25, O]."""
 
-    def __init__(self, inputs: int, outputs: int, window: tuple[int, int]) -> None:
+    def __init__(self, inputs: int, outputs: int, window: tuple[int, int], norm: Norm = "batch") -> None:
         super().__init__()
         self.convolve = nn.Conv2d(inputs, outputs, window, padding=(window[0] // 2, window[1] // 2))
-        self.norm = nn.Sequential(NodeNorm(outputs), nn.ReLU())
+        self.norm = nn.Sequential(node_norm(outputs, norm), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 25, inputs] -> [B, 25, outputs]."""
@@ -111,6 +118,6 @@ class Window(nn.Module):
         return normed
 
 
-def norm_relu_drop(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:
-    """A layer of the head: linear, batch norm over the photos, relu, dropout."""
-    return [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(dropout)]
+def norm_relu_drop(inputs: int, outputs: int, dropout: float, norm: Norm) -> list[nn.Module]:
+    """A layer of the head: linear, norm (batch: over the photos), relu, dropout."""
+    return [nn.Linear(inputs, outputs), photo_norm(outputs, norm), nn.ReLU(), nn.Dropout(dropout)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from milnet.model.common import Pool, Standardise
+from milnet.model.common import Norm, Pool, Standardise, photo_norm
 
 
 class Single(nn.Module):
@@ -18,11 +18,13 @@ class Single(nn.Module):
 
     uses = "nothing"
 
-    def __init__(self, features: int, bins: int, *, width: int = 128, dropout: float = 0.0) -> None:
+    def __init__(
+        self, features: int, bins: int, *, width: int = 128, dropout: float = 0.0, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
         self.standardise = Standardise(features)
         self.drop_input = nn.Dropout(dropout)
-        self.reduce = nn.Sequential(nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU())
+        self.reduce = nn.Sequential(nn.Linear(features, width), photo_norm(width, norm), nn.ReLU())
         self.drop = nn.Dropout(dropout)
         self.read = nn.Linear(width, bins)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from milnet.model.common import Pool, Standardise
+from milnet.model.common import Norm, Pool, Standardise
 from milnet.model.single import Single
 
 NEAR = 16  # pool photos in the second reading of a whole pool
@@ -73,9 +73,10 @@ class Votes(nn.Module):
         width: int = 128,
         dropout: float = 0.0,
         last: tuple[int, int] | None = None,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        self.own = Single(features, bins, width=width, dropout=dropout)
+        self.own = Single(features, bins, width=width, dropout=dropout, norm=norm)
         self.last = last
         self.register_buffer("base", torch.full((bins,), 1 / bins, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(1 if last is None else 2))  # of the squared distance of each part
