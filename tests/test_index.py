@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_a_damaged_index(tmp_path: Path, indexes: dict[Kind, Index]) -> None:
     indexes["ivf-pq"].save(tmp_path)
     whole = (tmp_path / "index.faiss").read_bytes()
     (tmp_path / "index.faiss").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ArtifactError, match="does not hold together .*: make it again"):
+    with pytest.raises(ArtifactError, match=r"does not hold together .*: make it again"):
         Index.load(tmp_path)
     (tmp_path / "index.faiss").write_bytes(whole)
     write_text(tmp_path / "index.json", "{}")
@@ -207,7 +208,7 @@ def test_the_best_that_fits() -> None:
         r"\(SQfp16\) needs 5.\d\dGB while it is built and 5.12GB afterwards; ivf-pq needs less",
     ):
         choose(large, 1280, kind="flat", memory=10**9)
-    with pytest.raises(UsageError, match=r"of kind flat, hnsw or ivf-pq over .* needs \d+.\d\dMB while"):
+    with pytest.raises(UsageError, match=r"of kind flat, hnsw or ivf-pq over .* needs 0.\d\dGB while"):
         choose(large, 1280, memory=10**6)
     with pytest.raises(UsageError, match="kind ivf-pq needs at least 1,000 photos, got 999: choose flat"):
         choose(999, 64, kind="ivf-pq")
@@ -216,11 +217,11 @@ def test_the_best_that_fits() -> None:
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-pq"])
 def test_bytes_are_what_is_said(kind: Kind, tmp_path: Path) -> None:
     """Within a third of what faiss writes; tables that it makes when it reads are not on disk."""
-    for width in (64, 320):
+    for width in (320,) if kind == "ivf-pq" else (64, 320):
         array = clustered(3000, 3, width)
         for plan in forms(kind, 3000, width, "cosine"):
             build_index(array, ROWS, plan).save(tmp_path)
-            tables = 1024 * int(plan.form.partition("PQ")[2].rstrip("np") or 0) * 256 if kind == "ivf-pq" else 0
+            tables = 1024 * int(plan.form.partition("PQ")[2][:-2]) * 256 if kind == "ivf-pq" else 0
             assert (tmp_path / "index.faiss").stat().st_size == pytest.approx(plan.bytes - tables, rel=0.35), plan
 
 
@@ -297,8 +298,6 @@ def test_an_index_of_a_pool_proposes() -> None:
     features = made.features(table, semantic=24)
     exact = RatedPool.of(table, features, ROWS)
     index = build_index(features.semantic, ROWS, choose(3000, 24, kind="hnsw"))
-    from dataclasses import replace
-
     pool = replace(exact, index=index)
     how: Any = {"rows": np.arange(200), "ids": table.ids[:200]}
     some, all_ = pool.find(features.semantic, 4, **how), exact.find(features.semantic, 4, **how)

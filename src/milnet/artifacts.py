@@ -28,7 +28,7 @@ from milnet.version import __version__
 
 MANIFEST = "manifest.json"
 # The newest format this version writes, by kind. A reader refuses a newer one and says what to do with an older one.
-FORMATS = {"data": 1, "features": 1, "references": 1, "model": 2, "taste": 1}
+FORMATS = {"data": 1, "features": 1, "references": 1, "model": 3, "taste": 1, "export": 1, "scores": 1}
 
 
 def canonical_json(value: Any) -> str:

@@ -5,6 +5,8 @@ reducer.json  reducer.safetensors     where the nodes are reduced wide maps
 pool/  ids.txt  pixels.txt  groups.txt  votes.npy [P, S]  semantic.npy [P, Ds]  nodes.npy [P, Dn]  (float16)
        no semantic.npy where its numbers are columns of nodes.npy (`semantic_columns` of the manifest)
        alone.npy [P, S]               of a calibrated `votes`: what each photo is alone
+       semantic_scale.npy [P]         beside a semantic.npy of bytes (compact.py)
+       index.faiss  index.json        an index that proposes references (index.py)
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ from milnet.artifacts import (
     write_lines,
     write_manifest,
 )
+from milnet.compact import PackedRows, compact_network, is_compact
 from milnet.doubt import Doubt
 from milnet.errors import ArtifactError, UsageError
 from milnet.features import read_seen, seen_lines, stored_rows
+from milnet.index import Index
 from milnet.model.reducer import Reducer
 from milnet.pool import RatedPool
 from milnet.recipe import Recipe, make_network
@@ -77,6 +81,7 @@ def save_model(
                 "seen": f"{len(model.seen)} photos of {model.table_name}" + _foreign(model),
                 "semantic_columns": _semantic_columns(model),
                 "channels": int(model.network.standardise.mean.shape[0]),
+                **_smaller(model),
             },
             inputs=model.inputs,
             counts={"pool": len(model.pool), "parameters": sum(p.numel() for p in model.network.parameters())},
@@ -85,6 +90,17 @@ def save_model(
                 "features": {role: {k: part[k] for k in _PLACES if k in part} for role, part in model.features.items()},
             },
         )
+
+
+def _smaller(model: Model) -> dict[str, Any]:
+    """What the manifest says of a compact pool, and of an index over it."""
+    pool, found = model.pool, {}
+    if is_compact(model):
+        form = "int8" if isinstance(pool.semantic, PackedRows) else "float16"
+        found["compact"] = {"nodes": pool.nodes.shape[1], "semantic": form}
+    if pool.index is not None:
+        found["index"] = pool.index.plan.config
+    return found
 
 
 def _foreign(model: Model) -> str:
@@ -105,6 +121,7 @@ def bins(reducer: Reducer) -> int:
     return next(layer.out_features for layer in reversed(reducer.head) if isinstance(layer, nn.Linear))
 
 
+_WHOLE = 2  # format of a model that is not compact: older versions read it, too
 _PLACES = ("name", "weights")  # of features: a label and where a file lay, no part of what they are
 
 
@@ -126,7 +143,7 @@ def finish_model(
     # JSON and back: what is digested is what a reader will find
     manifest = Manifest(
         kind="model",
-        format=FORMATS["model"],
+        format=FORMATS["model"] if "compact" in config else _WHOLE,
         config=json.loads(json.dumps(config)),
         files={path: digest_file(building / path) for path in paths},
         inputs=dict(inputs),
@@ -146,16 +163,27 @@ def _save_pool(model: Model, folder: Path) -> None:
     write_array(folder / "votes.npy", pool.distributions * pool.totals[:, None])
     if pool.alone is not None:
         write_array(folder / "alone.npy", pool.alone)
-    if _semantic_columns(model) is None:
+    if isinstance(pool.semantic, PackedRows):
+        packed = pool.semantic.taken(pool.rows)
+        write_array(folder / "semantic.npy", packed.codes)
+        write_array(folder / "semantic_scale.npy", packed.scales)
+    elif _semantic_columns(model) is None:
         _write_rows(folder / "semantic.npy", pool.semantic, pool.rows)
     if model.uses_references:  # a network that never consults the pool does not carry its node features
         _write_rows(folder / "nodes.npy", pool.nodes, pool.rows)
+    if pool.index is not None:
+        pool.index.save(folder)
 
 
 def _semantic_columns(model: Model) -> list[int] | None:
     """Which columns of the pool's nodes its semantic features are: first and last + 1, or None."""
     semantic, nodes = model.features["semantic"], model.features.get("nodes", {})
-    if not model.uses_references or model.recipe.takes_maps or semantic["digest"] != nodes.get("digest"):
+    if (
+        not model.uses_references
+        or is_compact(model)
+        or model.recipe.takes_maps
+        or semantic["digest"] != nodes.get("digest")
+    ):
         return None
     (first, end), (start, stop) = semantic["span"], nodes["span"]
     return [first - start, end - start] if start <= first and end <= stop else None
@@ -186,11 +214,17 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
         weights = load_file(folder / "weights.safetensors")
         last = last_layer(recipe, config["features"])
         network = make_network(recipe, _channels(config), len(config["values"]), int(config["seed"]), last)
+        if "compact" in config:
+            network = compact_network(network, config["compact"])
         network.load_state_dict(weights)
         votes = read_array(folder / "pool" / "votes.npy")
         columns, whole = config.get("semantic_columns"), "pool/nodes.npy" in manifest.files
         nodes = read_array(manifest.place(folder, "pool/nodes.npy"), mmap=True) if whole else None
-        if columns is None:
+        semantic: Any
+        if "pool/semantic_scale.npy" in manifest.files:
+            codes = read_array(folder / "pool" / "semantic.npy", mmap=True)
+            semantic = PackedRows(codes, read_array(folder / "pool" / "semantic_scale.npy"))
+        elif columns is None:
             semantic = read_array(folder / "pool" / "semantic.npy", mmap=True)
         elif nodes is None:
             raise ValueError("no pool/nodes.npy to take the semantic features from")
@@ -207,6 +241,7 @@ def load_model(folder: Path, *, device: str = "cpu", verify: bool = True) -> tup
             rows=np.arange(len(votes), dtype=np.int64),
             near_duplicate=config["near_duplicate"],
             alone=read_array(folder / "pool" / "alone.npy") if "pool/alone.npy" in manifest.files else None,
+            index=Index.load(folder / "pool") if "pool/index.json" in manifest.files else None,
         )
         seen = read_seen(folder / "seen.txt")
         doubt = Doubt.of_json(read_json(folder / "calibration.json"))

@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from milnet.annotations import FloatArray
-from milnet.features import evenly, stored_rows
+from milnet.compact import mean_nodes
 from milnet.metrics import check_distributions
 from milnet.model.common import Pool
+from milnet.model.compact import CompactGraph
 from milnet.model.votes import Votes
 from milnet.recipe import Network
 from milnet.recipes import Model
 from milnet.references import References
 from milnet.samples import Batch
-
-_MEAN = 4096  # pool photos whose mean is the mean photo
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,6 @@ def _distribution(log_p: Tensor) -> Tensor:
 
 
 def _mean_photo(model: Model) -> Tensor:
-    """The mean node features [D] of (at most 4,096, evenly taken) pool photos."""
-    rows = model.pool.rows
-    some = np.sort(rows)[evenly(len(rows), _MEAN)]
-    return torch.from_numpy(stored_rows(model.pool.nodes, some).astype(np.float64).mean(0)).float()
+    """The pool's mean photo [D], as the nodes of its photos are."""
+    network = model.network
+    return network.nobody if isinstance(network, CompactGraph) else torch.from_numpy(mean_nodes(model))

@@ -122,7 +122,7 @@ def forms(kind: Kind, photos: int, width: int, similarity: Similarity) -> list[P
 
     if kind == "flat":
         return [plan("Flat", 0, 0, 4.0 * photos * width), plan("SQfp16", 0, 0, 2.0 * photos * width)]
-    matrix = 4 * width * rough
+    matrix = 4 * width * (rough + width) if pca else 0  # faiss keeps all directions
     if kind == "hnsw":
         sample = min(photos, _PCA_ROWS)
         return [

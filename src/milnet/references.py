@@ -117,6 +117,7 @@ def read_rows(array: NDArray[Any], rows: IntArray, similarity: Similarity) -> Te
 
 def forget_pages(array: NDArray[Any]) -> None:
     """Let go of what was read of a memory map: pages that stay mapped count as this process's memory."""
+    array = getattr(array, "codes", array)  # of rows kept as bytes
     if isinstance(array, np.memmap) and array.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
         array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # read only: nothing can be lost
 

@@ -32,6 +32,7 @@ from milnet.version import __version__
 if TYPE_CHECKING:
     from milnet.annotations import IntArray, Table
     from milnet.artifacts import Manifest
+    from milnet.cluster import Cluster
     from milnet.features import FeatureSet
     from milnet.index import Kind, Plan
     from milnet.pool import Store
@@ -88,6 +89,26 @@ IndexOption = Annotated[
 ]
 Memory = Annotated[
     str | None, typer.Option(help="What an index may take while it is built: 4GB, 500MB.", show_default="no limit")
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(metavar="N|ray", help="Decoding threads; or `ray`: worker processes.", show_default="one a core"),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="With --workers ray: a running cluster, auto | HOST:PORT | ray://HOST:PORT.", show_default="started here"
+    ),
+]
+RayWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="With --workers ray: how many, each with --threads processors.", show_default="all that fit"
+    ),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(help="Of Parquet files: the column with the photos' bytes.", show_default="image, bytes, jpg, ..."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides everything that is random.")]
 
@@ -319,6 +340,23 @@ def warn_of_norms(context: Context, recipe: Recipe, device: str) -> None:
             f"recipe {recipe.name} has batch norm, whose statistics each process takes from its own share of a batch "
             f"on CPUs: the figures differ a little from those of one process (--set norm=layer has no such statistics)"
         )
+
+
+def read_workers(
+    context: Context, workers: str | None, address: str | None, ray_workers: int | None
+) -> tuple[int | None, Cluster | None]:
+    """What --workers says: decoding threads, and Ray if it is to do the work (not started yet)."""
+    if workers == "ray":
+        from milnet.cluster import Cluster
+
+        context.threads = threads = context.threads or 1  # what a worker has: the number belongs to the features
+        cluster = Cluster(workers=ray_workers, threads=threads, address=address, device=context.compute_device())
+        return threads, cluster
+    if address is not None or ray_workers is not None:
+        raise UsageError("--address and --ray-workers say how Ray works: pass --workers ray, too")
+    if workers is not None and not workers.isdecimal():
+        raise UsageError(f"--workers {workers}: expected a number of decoding threads, or ray")
+    return (None if workers is None else int(workers)), None
 
 
 def run_folder(output: Path, *, resume: bool, overwrite: bool) -> Path:

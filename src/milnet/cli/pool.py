@@ -1,15 +1,33 @@
-"""pool add, pool images: more rated photos for a trained model; where its photos lie."""
+"""pool add, images, remove, compact, index: what a trained model consults, larger, smaller, or found faster."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, Data, ModelFolder, Nodes, Overwrite, Semantic, app, command, command_line
+from milnet.cli.common import (
+    Context,
+    Data,
+    Memory,
+    ModelFolder,
+    Nodes,
+    Overwrite,
+    Seed,
+    Semantic,
+    app,
+    command,
+    command_line,
+    plan_index,
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)]
+if TYPE_CHECKING:
+    from milnet.artifacts import Manifest
+    from milnet.recipes import Model
 
 pool = typer.Typer(no_args_is_help=True, help="The rated photos that a model consults.")
 app.add_typer(pool, name="pool")
@@ -20,7 +38,7 @@ def add(
     context: Context,
     model: ModelFolder,
     data: Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="MODEL folder to make.", show_default=False)],
+    output: Output,
     split: Annotated[str, typer.Option(help="Value of the column `split`; `all` for every photo.")] = "all",
     semantic: Semantic = None,
     nodes: Nodes = None,
@@ -124,3 +142,134 @@ def images(
         **{name: list(ids) for name, (ids, _) in lists.items()},
         "photos": {digest: str(path) for digest, path in matched.found.items()},
     }
+
+
+@command("remove", pool)
+def remove(
+    context: Context,
+    model: ModelFolder,
+    output: Output,
+    ids: Annotated[list[str], typer.Option(help="A photo id of the pool, or a FILE with one a line; several times.")],
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Take rated photos out of a model's pool; nothing is trained again, and what was learned from them stays."""
+    from milnet.artifacts import read_lines
+    from milnet.growing import remove_from_pool
+
+    fitted, manifest = _open(context, model, output, overwrite)
+    names = [name for one in ids for name in (read_lines(Path(one)) if Path(one).is_file() else (one,)) if name]
+    smaller, built = remove_from_pool(fitted, names, device=context.compute_device())
+    removed = {"photos": len(fitted.pool) - len(smaller.pool), "command": command_line()}
+    digest = _save(smaller, manifest, output, overwrite, removed=removed)
+    context.say(
+        f"{output}: {removed['photos']:,} photos removed, {len(smaller.pool):,} are left, digest {digest[:12]}; "
+        f"trained parts have still seen them"
+    )
+    if built:
+        context.say("the index cannot forget photos: it was built anew")
+    if smaller.doubt.stale:
+        context.warn(
+            "percentile, interval and unlike belong to the old pool and are given no longer: train again to have them"
+        )
+    return {
+        "model": str(output), "digest": digest, "pool": len(smaller.pool), "removed": removed["photos"],
+        "index_built": built, "stale": smaller.doubt.stale,
+    }  # fmt: skip
+
+
+@command("compact", pool)
+def compact_(
+    context: Context,
+    model: ModelFolder,
+    output: Output,
+    dims: Annotated[
+        int | None,
+        typer.Option(min=1, help="votes: numbers kept of a photo's point.", show_default="what holds .9999 of it"),
+    ] = None,
+    semantic: Annotated[
+        str, typer.Option(help="Semantic features: float16 | int8 (half the space; some references differ).")
+    ] = "float16",
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Keep only what scoring needs of each pool photo: what the network makes of it instead of its raw features."""
+    from milnet.compact import compact
+    from milnet.errors import UsageError
+
+    if semantic not in ("float16", "int8"):
+        raise UsageError(f"--semantic {semantic}: expected float16 or int8")
+    fitted, manifest = _open(context, model, output, overwrite)
+    smaller = compact(fitted, dims=dims, semantic=semantic, device=context.compute_device())  # type: ignore[arg-type]
+    before = _pool_bytes(model) / len(smaller.pool)
+    digest = _save(smaller, manifest, output, overwrite)
+    after = _pool_bytes(output) / len(smaller.pool)
+    context.say(
+        f"{output}: {before:,.0f} bytes a pool photo before, {after:,.0f} now ({before / after:.1f} times less); nodes "
+        f"{fitted.pool.nodes.shape[1]:,} -> {smaller.pool.nodes.shape[1]:,} numbers, digest {digest[:12]}"
+    )
+    return {
+        "model": str(output), "digest": digest, "pool": len(smaller.pool), "nodes": smaller.pool.nodes.shape[1],
+        "bytes_before": before, "bytes": after,
+    }  # fmt: skip
+
+
+@command("index", pool)
+def index(
+    context: Context,
+    model: ModelFolder,
+    output: Output,
+    kind: Annotated[
+        str, typer.Option("--index", help="faiss (the kind that fits) | faiss:flat, faiss:hnsw, faiss:ivf-pq | exact")
+    ] = "faiss",
+    memory: Memory = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> Mapping[str, Any]:
+    """Store an index with a model, by which scoring finds references in a pool of millions; exact: take it away."""
+    from dataclasses import replace
+
+    from milnet.errors import UsageError
+    from milnet.index import build_index, read_index, read_memory
+
+    approximate, chosen = read_index(kind)
+    limit = None if memory is None else read_memory(memory)
+    fitted, manifest = _open(context, model, output, overwrite)
+    if not fitted.uses_references:
+        raise UsageError(f"a model of the recipe {fitted.recipe.name} scores photos alone: it searches for nobody")
+    if fitted.recipe.whole:
+        context.warn("each photo consults the whole pool of this model: the index serves only its nearest photo")
+    pool, made = fitted.pool, None
+    began = time.monotonic()
+    if approximate:
+        how = (context, len(pool), pool.semantic.shape[1], chosen, limit, fitted.recipe.similarity)
+        plan = plan_index(*how)
+        with context.progress() as progress:
+            made = build_index(pool.semantic, pool.rows, plan, seed=seed, progress=progress)
+    digest = _save(replace(fitted, pool=replace(pool, index=made)), manifest, output, overwrite)
+    what = "no index" if made is None else f"an index of kind {made.plan.kind}"
+    context.say(f"{output}: {what}, {time.monotonic() - began:.1f} s, digest {digest[:12]}")
+    return {"model": str(output), "digest": digest, "index": None if made is None else made.plan.config}
+
+
+def _open(context: Context, model: Path, output: Path, overwrite: bool) -> tuple[Model, Manifest]:
+    from milnet.artifacts import check_new_folder
+    from milnet.checkpoints import load_model
+
+    check_new_folder(output, "model", overwrite=overwrite)
+    return load_model(model, device=context.compute_device())
+
+
+def _save(model: Model, manifest: Manifest, output: Path, overwrite: bool, **added: Any) -> str:
+    """Write the model with the notes of the old one and what was done; its digest."""
+    from milnet.checkpoints import save_model
+
+    notes = {key: value for key, value in manifest.notes.items() if key != "features"}
+    for name, what in added.items():
+        notes[name] = [*notes.get(name, []), what]
+    return save_model(model, output, overwrite=overwrite, notes=notes).digest
+
+
+def _pool_bytes(model: Path) -> int:
+    from milnet.artifacts import read_manifest
+
+    manifest = read_manifest(model, "model")
+    return sum(manifest.place(model, name).stat().st_size for name in manifest.files if name.startswith("pool/"))
