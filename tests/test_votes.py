@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -1014,3 +1016,21 @@ def test_only_networks_of_the_photo_alone_learn_by_steps(
     # those of the photos alone, two epochs old, are all alike; beside the others they differ
     own = look(model.network, torch.from_numpy(features.nodes[split.train])).numpy() @ table.values  # type: ignore[arg-type]
     assert model.doubt.percentiles.std() > 1.5 * own.std()
+
+
+def test_many_references_with_several_threads() -> None:
+    """Two hundred references, two threads: a batched LU of MKL never ended there. In a process that can be killed."""
+    code = """
+import numpy as np, torch
+from milnet.model.votes import _solved
+torch.set_num_threads(2)
+x = torch.randn(16, 200, 300, dtype=torch.float64)
+between = x @ x.mT / 300 + torch.eye(200, dtype=torch.float64)
+near, keep = torch.rand(16, 200, dtype=torch.float64), torch.rand(16, 200) > 0.1
+w = _solved(near, between, keep).weight
+for i in range(16):
+    some = keep[i].numpy()
+    wanted = np.linalg.solve(between[i].numpy()[some][:, some], near[i].numpy()[some])
+    assert np.abs(w[i].numpy()[some] - wanted).max() < 1e-10 and not w[i].numpy()[~some].any()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
