@@ -17,7 +17,7 @@ import torch
 import made
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["milnet.recipes", "milnet.checkpoints", "accelerate", "made"])
+CONTEXT.set_forkserver_preload(["milnet.recipes", "milnet.checkpoints", "accelerate", "torch._dynamo", "made"])
 
 
 def suicide_in_write(count: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -15,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 import made
 from killed import CONTEXT
 from milnet import processes, training
 from milnet.checkpoints import save_model
+from milnet.losses import emd as emd
 from milnet.recipe import Recipe
 from milnet.recipes import fit
 from milnet.splits import Split
@@ -30,13 +31,14 @@ STILL = Recipe(  # nothing in it depends on how a batch is shared
     batch=16, calibration_folds=2,
 )  # fmt: skip
 Work = Callable[..., None]
+_store: Any = None  # as torchrun does, the one who starts them keeps what they tell each other: it outlives them
 
 
 def start(count: int, work: Work, *arguments: Any) -> list[Any]:
     """Start `count` processes that join each other and do `work`; one alone joins nobody."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    global _store
+    _store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    port = _store.port
     started = [CONTEXT.Process(target=_one, args=(i, count, port, work, arguments)) for i in range(count)]
     for process in started:
         process.start()
@@ -68,6 +70,7 @@ def _one(rank: int, count: int, port: int, work: Work, arguments: tuple[Any, ...
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",
         )  # fmt: skip
         processes.join()
     try:
@@ -82,21 +85,24 @@ def _one(rank: int, count: int, port: int, work: Work, arguments: tuple[Any, ...
     processes.leave()
 
 
-def train(folder: str, recipe: Recipe, die_at: int = 0, how: str = "") -> None:
+def train(folder: str, recipe: Recipe, die_at: int = 0, how: str = "", who: int = -1, save_seconds: float = 30) -> None:
     """A whole training into `folder`/model; the loss of each step, as each process has it, into `losses-RANK.json`.
 
-    At step `die_at` process 1 (the only one, alone) ends as `how` says: "kill", "nan" or "raise".
+    At step `die_at` process `who` (-1: the last) ends as `how` says: "kill", "nan", "raise" or "terminate".
     """
     losses: list[float] = []
     step = training._step
 
     def watched(network: Any, loss: Any, optimizer: Any, accelerator: Any, batch: Any, sizes: list[int]) -> float:
-        if die_at and len(losses) + 1 == die_at and processes.rank() == processes.world() - 1:
+        if die_at and len(losses) + 1 == die_at and processes.rank() == who % processes.world():
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "terminate":
+                os.kill(os.getpid(), signal.SIGTERM)
             if how == "raise":
                 raise OSError("the disk has gone")
-            batch = replace(batch, photo=batch.photo * float("nan"))
+            if how == "nan":
+                batch = replace(batch, photo=batch.photo * float("nan"))
         losses.append(step(network, loss, optimizer, accelerator, batch, sizes))
         return losses[-1]
 
@@ -104,7 +110,7 @@ def train(folder: str, recipe: Recipe, die_at: int = 0, how: str = "") -> None:
     place = Path(folder)
     table = made.table()
     split = Split(table.rows_where("split", "train"), table.rows_where("split", "test"))
-    keeps = Run(place / "run", {"test": 1}, save_seconds=0)
+    keeps = Run(place / "run", {"test": 1}, save_seconds=save_seconds)
     model = fit(recipe, table, made.features(table), split, 7, run=keeps, calibrate=True)
     (place / f"losses-{processes.rank()}.json").write_text(json.dumps(losses))
     torch.save(model.network.state_dict(), place / f"weights-{processes.rank()}.pt")
