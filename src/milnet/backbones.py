@@ -128,7 +128,15 @@ class Backbone(nn.Module):
         """The same network on the same weights, for another thread to pass photos through at the same time."""
         with self._alone:
             shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-            return deepcopy(self, {**shared, id(self._alone): Lock(), id(self._spare): []})
+            return deepcopy(self, shared)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, here or in another process, has of this one: not its lock and its replicas."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_alone", "_spare")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._alone, self._spare = Lock(), []
 
     @contextmanager
     def borrowed(self) -> Iterator[Backbone]:

@@ -14,7 +14,7 @@ import re
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,7 +65,9 @@ class _Found:
         self.failures.setdefault(name, ImageError(name, reason))
 
 
-def find_photos(arguments: Iterable[str | Path] = (), *, files_from: str | Path | None = None) -> Library:
+def find_photos(
+    arguments: Iterable[str | Path] = (), *, files_from: str | Path | Sequence[str] | None = None
+) -> Library:
     """The photos named by `arguments` and then by the list `files_from`, in their order, folders sorted by name.
 
     A file is taken whatever its suffix (but for .xmp, the sidecar of a photo). In folders, and below them, only files
@@ -74,10 +76,10 @@ def find_photos(arguments: Iterable[str | Path] = (), *, files_from: str | Path 
     several times counts once, by its own name where that was found. A pattern (`*`, `?`, `[`, and `**` for any
     folders) that is no file is expanded.
 
-    `files_from`: a file with one path a line, or with a NUL behind each path; `-` is the standard input. Blank lines
-    are skipped; nothing is expanded. A path of the list that does not exist is a failure and the rest goes on. An
-    argument that does not exist is a UsageError; so are a list that cannot be read, and nothing found at all. But a
-    list with no path in it, without arguments, is an empty library: nothing was new.
+    `files_from`: a file with one path a line, or with a NUL behind each path, `-` is the standard input; or the paths.
+    Blank lines are skipped; nothing is expanded. A path of the list that does not exist is a failure and the rest goes
+    on. An argument that does not exist is a UsageError; so are a list that cannot be read, and nothing found at all.
+    But a list with no path in it, without arguments, is an empty library: nothing was new.
     """
     found = _Found()
     arguments = list(arguments)
@@ -96,15 +98,19 @@ def find_photos(arguments: Iterable[str | Path] = (), *, files_from: str | Path 
             _take(found, match)
     listed = 0
     if files_from is not None:
-        for path in _listed_paths(files_from):
-            _take(found, path)
+        for name in listed_names(files_from) if isinstance(files_from, str | Path) else files_from:
+            _take(found, Path(name))
             listed += 1
     library = Library(tuple(found.photos.values()), tuple(found.failures.values()), dict(found.skipped))
     if not library.photos and not library.failures and (arguments or listed or files_from is None):
-        named = [*map(str, arguments), *([f"the list {files_from}"] if listed else [])]
+        named = [*map(str, arguments), *([_list_name(files_from)] if listed else [])]
         where = f"in {', '.join(named)}" if named else "were named"
         raise UsageError(f"no photos {where}: expected {_kinds()} files" + "".join(f"; {n}" for n in library.notes))
     return library
+
+
+def _list_name(files_from: object) -> str:
+    return f"the list {files_from}" if isinstance(files_from, str | Path) else "the list"
 
 
 def photos_below(folder: Path) -> list[Path]:
@@ -313,8 +319,8 @@ def _folders_below(top: Path) -> Iterator[Path]:
 # ---- lists -----------------------------------------------------------------------------------------------------------
 
 
-def _listed_paths(place: str | Path) -> Iterator[Path]:
-    """The paths of a list, one a line or one before each NUL. Names that are not UTF-8 are kept as the system does."""
+def listed_names(place: str | Path) -> Iterator[str]:
+    """What a list names, one a line or one before each NUL. Names that are not UTF-8 are kept as the system does."""
     try:
         data = sys.stdin.buffer.read() if str(place) == STDIN else Path(place).expanduser().read_bytes()
     except (OSError, ValueError) as error:
@@ -328,4 +334,4 @@ def _listed_paths(place: str | Path) -> Iterator[Path]:
     names = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
     for name in names:
         if name.strip():
-            yield Path(os.fsdecode(name))
+            yield os.fsdecode(name)

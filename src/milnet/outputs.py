@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from milnet.artifacts import atomic_path
 from milnet.cache import Cache
@@ -17,12 +19,18 @@ from milnet.scoring import SIGNALS, Failure, Score
 from milnet.xmp import Entry, Outcome, write_rating
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+_PART = 50_000  # scores a Parquet file has in a folder of them, and memory holds while it is written: some 200 MB
 
 
 def check_suffix(path: Path) -> None:
     """Raise UsageError unless the suffix says a format we write."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path}: expected a name ending in {', '.join(SUFFIXES)}")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether scores go into a folder of this name: Parquet files and a manifest."""
+    return not path.suffix
 
 
 def check_output(path: Path, values: Sequence[float]) -> None:
@@ -58,10 +66,9 @@ def errors_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.errors.csv")
 
 
-def write_scores(path: Path, scores: Sequence[Score], values: Sequence[float]) -> None:
-    """Write the scores in the format of the suffix; with no scores, the columns alone."""
+def write_scores(path: Path, scores: Iterable[Score], values: Sequence[float]) -> None:
+    """Write the scores in the format of the suffix, as they come; with no scores, the columns alone."""
     check_suffix(path)
-    rows = [score.row() for score in scores]
     with atomic_path(path) as temporary:
         match path.suffix.lower():
             case ".csv":
@@ -69,27 +76,68 @@ def write_scores(path: Path, scores: Sequence[Score], values: Sequence[float]) -
                     writer = csv.DictWriter(file, fieldnames=columns(values), lineterminator="\n")
                     writer.writeheader()
                     writer.writerows(
-                        {k: str(v).lower() if v is True or v is False else v for k, v in row.items()} for row in rows
+                        {k: str(v).lower() if v is True or v is False else v for k, v in score.row().items()}
+                        for score in scores
                     )
             case ".jsonl":
-                lines = [
-                    json.dumps({**row, "references": json.loads(row["references"])}, ensure_ascii=False) for row in rows
-                ]
-                temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+                with temporary.open("w", newline="\n", encoding="utf-8") as file:
+                    for score in scores:
+                        row = score.row()
+                        row["references"] = json.loads(row["references"])
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
             case _:
-                import polars
+                _write_parquet(temporary, scores, values)
 
-                schema: dict[str, Any] = {
-                    name: polars.String
-                    if name in _TEXTS
-                    else polars.Int64
-                    if name in _WHOLE
-                    else polars.Boolean
-                    if name == "keep"
-                    else polars.Float64
-                    for name in columns(values)
-                }
-                polars.DataFrame(rows, schema=schema, orient="row").write_parquet(temporary)
+
+def _write_parquet(path: Path, scores: Iterable[Score], values: Sequence[float]) -> None:
+    """One file; of very many scores from parts on the disk, so that memory holds no more than a part."""
+    import polars
+
+    some = iter(scores)
+    first = list(itertools.islice(some, _PART))
+    if len(first) < _PART:
+        _frame(first, values).write_parquet(path)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
+        names = [part.name for part in write_parts(Path(folder), itertools.chain(first, some), values)]
+        polars.scan_parquet([Path(folder) / name for name in names]).sink_parquet(path)
+
+
+def write_parts(folder: Path, scores: Iterable[Score], values: Sequence[float]) -> Iterator[Part]:
+    """Write Parquet files `scores-00000.parquet`, ..., of so many scores each, one at least; each as it is written."""
+    some = iter(scores)
+    for number in itertools.count():
+        part = list(itertools.islice(some, _PART))
+        if number and not part:
+            return
+        path = folder / f"scores-{number:05}.parquet"
+        with atomic_path(path) as temporary:
+            _frame(part, values).write_parquet(temporary)
+        yield Part(path.name, len(part))
+
+
+class Part(NamedTuple):
+    """A file of a folder of scores, and how many it has."""
+
+    name: str
+    scores: int
+
+
+def _frame(scores: Sequence[Score], values: Sequence[float]) -> Any:
+    """The scores as a table of polars."""
+    import polars
+
+    schema: dict[str, Any] = {
+        name: polars.String
+        if name in _TEXTS
+        else polars.Int64
+        if name in _WHOLE
+        else polars.Boolean
+        if name == "keep"
+        else polars.Float64
+        for name in columns(values)
+    }
+    return polars.DataFrame([score.row() for score in scores], schema=schema, orient="row")
 
 
 _TEXTS = ("photo", "references", "model", "milnet")
@@ -110,7 +158,7 @@ def select(scores: Sequence[Score], min_score: float | None = None, top: int | N
     return chosen if top is None else sorted(chosen, key=lambda score: -score.score)[:top]
 
 
-def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+def write_failures(path: Path, failures: Iterable[Failure]) -> None:
     """Write photo,reason of what could not be scored."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -338,21 +338,30 @@ class Scorer:
                 names[key] = str(source) if isinstance(source, str | Path) else f"<{type(source).__name__} {key}>"
                 yield key, source
 
-        def judged(waiting: Sequence[tuple[Any, Seen]]) -> Iterator[tuple[Any, Score]]:
-            scores = self.judge([names.pop(key) for key, _ in waiting], [seen for _, seen in waiting])
-            return zip((key for key, _ in waiting), scores, strict=True)
+        for key, result, _ in self.judged(named(), names.pop):
+            yield key, result
 
+    def judged(
+        self, items: Iterable[tuple[Any, Source]], name: Callable[[Any], str]
+    ) -> Iterator[tuple[Any, Score | Failure, Seen | None]]:
+        """`stream` with what the backbones made of each photo; `name` gives what the photo of a key is called."""
         waiting: list[tuple[Any, Seen]] = []
-        for key, result in self.see(named()):
+
+        def scores() -> Iterator[tuple[Any, Score, Seen]]:
+            found = self.judge([name(key) for key, _ in waiting], [seen for _, seen in waiting])
+            for (key, seen), score in zip(waiting, found, strict=True):
+                yield key, score, seen
+
+        for key, result in self.see(items):
             if isinstance(result, ImageError):
-                yield key, Failure(names.pop(key), result.reason)
+                yield key, Failure(name(key), result.reason), None
                 continue
             waiting.append((key, result))
             if len(waiting) >= self.together:
-                yield from judged(waiting)
+                yield from scores()
                 waiting = []
         if waiting:
-            yield from judged(waiting)
+            yield from scores()
 
     @property
     def together(self) -> int:
@@ -535,35 +544,55 @@ def star_signs(stars: int | None, of: int) -> str:
 
 def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS, stars_of: StarsOf = "percentile") -> list[Score]:
     """The same scores with their stars, and 100 x the share of the others of this call that score lower (ties half)."""
-    rounded = [round(score.score, 9) for score in scores]  # the same picture twice is a tie, whatever its last bits are
-    ordered = np.sort(rounded)
-    found = []
-    for score, own in zip(scores, rounded, strict=True):
-        folder = None
-        if len(scores) > 1:
-            low, high = np.searchsorted(ordered, own, "left"), np.searchsorted(ordered, own, "right")
-            folder = float(100 * (low + (high - low - 1) / 2) / (len(ordered) - 1))  # ties without the photo itself
-        placed = replace(score, folder_percentile=folder)
-        of: float | None = getattr(placed, stars_of)
-        found.append(replace(placed, stars=None if of is None else 1 + sum(of >= limit for limit in stars)))
-    return found
+    ordered = in_order(score.score for score in scores)
+    return [placed(score, ordered, stars, stars_of) for score in scores]
+
+
+def in_order(scores: Iterable[float]) -> FloatArray:
+    """The scores of a call, ascending, as `placed` takes them."""
+    # rounded: the same picture twice is a tie, whatever its last bits are
+    return np.sort(np.fromiter((round(score, 9) for score in scores), np.float64))
+
+
+def placed(score: Score, ordered: FloatArray, stars: Sequence[float], stars_of: StarsOf) -> Score:
+    """A score with its place among those of its call (`in_order`), and its stars."""
+    folder = None
+    if len(ordered) > 1:
+        own = round(score.score, 9)
+        low, high = np.searchsorted(ordered, own, "left"), np.searchsorted(ordered, own, "right")
+        folder = float(100 * (low + (high - low - 1) / 2) / (len(ordered) - 1))  # ties without the photo itself
+    found = replace(score, folder_percentile=folder)
+    of: float | None = getattr(found, stars_of)
+    return replace(found, stars=None if of is None else 1 + sum(of >= limit for limit in stars))
 
 
 def in_bursts(scores: Sequence[Score], timed: Sequence[Timed | None]) -> list[Score]:
     """The scores of photos, each with its place in its burst; those without a time stand alone."""
     found = list(scores)
-    places = [i for i, one in enumerate(timed) if one is not None]
-    if len(places) < 2:
-        return found
-    known = [one for one in timed if one is not None]
-    layout = np.stack([np.frombuffer(one.layout, np.uint8) for one in known])
-    features = np.stack([one.semantic for one in known]).astype(np.float32)
-    groups = bursts.find_bursts([one.taken for one in known], layout, features)
-    sharpness = [signals.sharpness if (signals := scores[i].signals) else 0.0 for i in places]
-    for i, place in zip(places, bursts.rank_bursts(groups, [scores[i].score for i in places], sharpness), strict=True):
+    known = [(i, one) for i, one in enumerate(timed) if one is not None]
+    sharpness = [sharpness_of(scores[i]) for i, _ in known]
+    places = burst_places([one for _, one in known], [scores[i].score for i, _ in known], sharpness)
+    for (i, _), place in zip(known, places, strict=True):
         if place is not None:
             found[i] = replace(found[i], group=place.group, rank=place.rank, keep=place.keep)
     return found
+
+
+def sharpness_of(score: Score) -> float:
+    """What soft photos of a burst are known by; 0 where it was not measured."""
+    return score.signals.sharpness if score.signals else 0.0
+
+
+def burst_places(
+    timed: Sequence[Timed], scores: Sequence[float], sharpness: Sequence[float]
+) -> list[bursts.Place | None]:
+    """The place of each photo in its burst; None of those that stand alone."""
+    if len(timed) < 2:
+        return [None] * len(timed)
+    layout = np.stack([np.frombuffer(one.layout, np.uint8) for one in timed])
+    features = np.stack([one.semantic for one in timed]).astype(np.float32)
+    groups = bursts.find_bursts([one.taken for one in timed], layout, features)
+    return bursts.rank_bursts(groups, scores, sharpness)
 
 
 def introduction(name: str, scorer: Scorer) -> str:
@@ -583,7 +612,7 @@ def introduction(name: str, scorer: Scorer) -> str:
     )
 
 
-def _score_of(data: Mapping[str, Any], photo: str) -> Score | None:
+def score_of(data: Mapping[str, Any], photo: str) -> Score | None:
     """The score of `photo` that `Score.to_json` gave; None for what is no score of this milnet: it is made again."""
     try:
         if data["milnet"] != __version__:  # of the same numbers it may make another score
@@ -691,7 +720,7 @@ class _Work:
                     continue
                 beside = self._beside(self.cache, content.digest)
                 known = self.cache.score(content.digest, self.scorer.digest) if beside and self.judges else None
-                score = None if known is None else _score_of(known, str(content.photo))
+                score = None if known is None else score_of(known, str(content.photo))
                 if score is not None and beside is not None:
                     self._done(content.photo, score, beside.aside, beside.semantic)
                     continue

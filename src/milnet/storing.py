@@ -6,10 +6,11 @@ moment, the next run goes on from there. Wide maps (mlsp.py) are written beside 
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +33,13 @@ from milnet.artifacts import (
     write_text,
 )
 from milnet.errors import ArtifactError, ImageError, UsageError
-from milnet.extraction import Extractor, silent, to_half
+from milnet.extraction import Extracted, Extractor, silent, to_half
 from milnet.features import Progress, WideForm, pack_maps, photos_digest, torch_threads, write_errors
 from milnet.mlsp import CELLS
+from milnet.sources import DEADLY, Item, Runner, is_near, opened
+
+_PIECE, _LEAST_PIECE = 512, 16  # photos that are passed elsewhere at once, at most, and at least where they are large
+_PIECE_BYTES = 64 << 20  # of their numbers, as far as that goes
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,22 @@ def extract(
     overwrite: bool = False,
     progress: Progress = silent,
     save_seconds: float = 5.0,
+    items: Callable[[int], Item | None] | None = None,
+    runner: Runner | None = None,
 ) -> Manifest:
     """Extract the features of every photo of `table` into `folder`; goes on where a killed run stopped.
 
+    `items`: where the photo of a row is, None where that is not known; by default the table says so. `runner`: who
+    passes the photos, piece by piece (cluster.py), instead of this process; what it has finished is kept at once.
     With `wide` the maps are stored too, in that form; with `change` what it makes of the maps is stored instead of the
     features (the extractor needs a pooling for both).
     Raises ArtifactError when `folder` is complete already (unless `overwrite`) or an unfinished run had other options.
     """
     if (folder / "manifest.json").exists() and not overwrite:
         raise ArtifactError(f"{folder} exists already: choose another --name, or pass --overwrite to replace it")
-    if not any(table.images):
+    items = items or _files_of(table)
+    todo = [row for row in range(len(table)) if items(row) is not None]
+    if not todo:
         raise UsageError(f"no photo of {table.name} has a known file: import the labels again with --images DIR")
     if folder.exists():
         read_manifest(folder, "features")  # only features are replaced
@@ -93,25 +104,39 @@ def extract(
     channels = 0 if wide is None else extractor.backbone.wide_channels
     store = _Unfinished(part, len(table), width, identity, extractor.batch, channels, wide)
     extractor = replace(extractor, batch=store.batch)
-    todo = [int(row) for row in np.flatnonzero(~store.done)]
-    errors = {row: ImageError("", "no file is known for this photo") for row in todo if not table.images[row]}
-    finished, saved = len(table) - len(todo) + len(errors), time.monotonic()
+    errors = {
+        int(row): ImageError("", "no file is known for this photo")
+        for row in np.flatnonzero(~store.done)
+        if items(int(row)) is None
+    }
+    todo = [row for row in todo if not store.done[row]]
+    finished, saved = len(table) - len(todo), time.monotonic()
     progress(finished, len(table), "photos")
 
+    def place(row: int) -> Item:
+        found = items(row)
+        assert found is not None
+        return found
+
     with torch_threads(store.threads):
-        order = extractor.by_size([row for row in todo if row not in errors], table.image_path)
-        for result in extractor.stream((row, table.image_path(row)) for row in order):
-            if result.features is not None:
-                numbers = result.features
-                if change is not None:
-                    assert result.maps is not None
-                    numbers = change.apply(to_half(result.maps, result.key))  # as stored maps are
-                store.put(result.key, numbers, result.pixels, result.maps)
-            elif result.error is not None:
-                errors[result.key] = result.error
-            finished += 1
-            progress(finished, len(table), "photos")
-            if time.monotonic() - saved > save_seconds:
+        groups = (
+            _here(extractor, todo, place)
+            if runner is None
+            else _elsewhere(runner, extractor, todo, place, 2 * width + 2 * CELLS * CELLS * channels)
+        )
+        for group in groups:
+            for result in group:
+                if result.features is not None:
+                    numbers = result.features
+                    if change is not None:
+                        assert result.maps is not None
+                        numbers = change.apply(to_half(result.maps, result.key))  # as stored maps are
+                    store.put(result.key, numbers, result.pixels, result.maps)
+                elif result.error is not None:
+                    errors[result.key] = result.error
+                finished += 1
+                progress(finished, len(table), "photos")
+            if runner is not None or time.monotonic() - saved > save_seconds:
                 store.save()
                 saved = time.monotonic()
         store.save()
@@ -123,6 +148,81 @@ def extract(
     lines = [(table.ids[row], error.file, error.reason) for row, error in sorted(errors.items())]
     more = () if change is None else change.write(part)
     return store.finish(folder, config, inputs, weights=weights, errors=lines, more=more)
+
+
+def _files_of(table: Table) -> Callable[[int], Item | None]:
+    def item(row: int) -> Item | None:
+        if not table.images[row]:
+            return None
+        path = str(table.image_path(row))
+        return Item(path, path)
+
+    return item
+
+
+def _here(extractor: Extractor, rows: list[int], item: Callable[[int], Item]) -> Iterator[list[Extracted[int]]]:
+    """Pass the photos of `rows` in this process, as they come."""
+    failed: dict[int, ImageError] = {}
+    order = (
+        extractor.by_size(rows, lambda row: Path(item(row).place)) if all(is_near(item(row)) for row in rows) else rows
+    )
+    for result in extractor.stream(opened(((row, item(row)) for row in order), failed)):
+        yield [_named(result, item(result.key).name)]
+    yield [Extracted(row, error=error) for row, error in failed.items()]
+
+
+def _named(result: Extracted[int], name: str) -> Extracted[int]:
+    """A result whose error names the photo, and not only that it was bytes."""
+    return result if result.error is None else replace(result, error=ImageError(name, result.error.reason))
+
+
+def _elsewhere(
+    runner: Runner, extractor: Extractor, rows: list[int], item: Callable[[int], Item], bytes_each: int
+) -> Iterator[list[Extracted[int]]]:
+    """Let others pass the photos of `rows`, piece by piece."""
+    most = max(_LEAST_PIECE, min(_PIECE, _PIECE_BYTES // bytes_each))
+    for some, data in runner.run(extractor, extract_piece, rows, item, most):
+        if data is None:
+            yield [Extracted(row, error=ImageError(item(row).name, DEADLY)) for row in some]
+        else:
+            yield list(read_piece(data))
+
+
+def extract_piece(extractor: Extractor, items: Sequence[tuple[int, Item]]) -> bytes:
+    """The features of a piece of a table, as they are stored, for `read_piece`: the work of another process."""
+    results = [
+        result for group in _here(extractor, [row for row, _ in items], dict(items).__getitem__) for result in group
+    ]
+    good = [result for result in results if result.features is not None]
+    bad = [result.error for result in results if result.error is not None]
+    arrays: dict[str, NDArray[Any]] = {
+        "rows": np.array([result.key for result in good], np.int64),
+        "pixels": np.array([result.pixels for result in good], np.str_),
+        "features": np.array([to_half(one.features, one.key) for one in good if one.features is not None]),
+        "maps": np.array([to_half(one.maps, one.key) for one in good if one.maps is not None]),
+        "bad": np.array([result.key for result in results if result.error is not None], np.int64),
+        "files": np.array([error.file for error in bad], np.str_),
+        "reasons": np.array([error.reason for error in bad], np.str_),
+    }
+    data = io.BytesIO()
+    np.savez(data, **arrays)  # type: ignore[arg-type]  # numpy's own keyword is none of ours
+    return data.getvalue()
+
+
+def read_piece(data: bytes) -> Iterator[Extracted[int]]:
+    """What `extract_piece` made; numbers as float32 that are float16, bit for bit."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
+        piece = {name: loaded[name] for name in loaded.files}
+    maps = piece["maps"]
+    for i, row in enumerate(piece["rows"].tolist()):
+        yield Extracted(
+            row,
+            piece["features"][i].astype(np.float32),
+            str(piece["pixels"][i]),
+            maps=maps[i].astype(np.float32) if len(maps) else None,
+        )
+    for row, file, reason in zip(piece["bad"].tolist(), piece["files"], piece["reasons"], strict=True):
+        yield Extracted(row, error=ImageError(str(file), str(reason)))
 
 
 def wide_bytes(photos: int, channels: int, form: WideForm) -> int:

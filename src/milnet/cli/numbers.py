@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,18 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milnet.cli.common import (
+    Address,
     Context,
     Group,
+    ImageColumn,
     IndexOption,
     Memory,
     Overwrite,
     OwnData,
+    RayWorkers,
     Resume,
     Seed,
     Semantic,
     Settings,
+    Workers,
     command,
     plan_index,
+    read_workers,
     run_folder,
     training_side,
     warn_of_norms,
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from milnet.annotations import IntArray, Table
     from milnet.extraction import Extractor
     from milnet.features import FeatureSet
+    from milnet.sources import Item, Runner
 
 
 @command("features")
@@ -93,8 +100,16 @@ def features(
         int | None,
         typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU (1 above 512 pixels), else 64"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
-    images: Annotated[Path | None, typer.Option(help="Where the photos are now.", show_default="as imported")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    ray_workers: RayWorkers = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where the photos are now: a folder, a URL, tar or Parquet files.", show_default="as imported"
+        ),
+    ] = None,
+    image_column: ImageColumn = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
     ] = None,
@@ -103,16 +118,21 @@ def features(
     """Pass every photo through a frozen network. Stopped at any moment, the same command goes on."""
     from milnet.annotations import load_table
     from milnet.artifacts import plain_name
+    from milnet.sources import is_far
 
     sizes = None if size is None else read_sizes(size)
     table, _ = load_table(data)
     if (backbone is None) == (published is None):
         raise UsageError("expected either --backbone NAME or --published FOLDER")
     folder = data / "features" / plain_name(name or (backbone or "published").replace("/", "-"), "--name")
-    if images is not None:
-        if not images.is_dir():
-            raise UsageError(f"--images {images}: there is no such folder")
-        table = replace(table, image_root=images)
+    far = None
+    if images is not None and (len(images) > 1 or is_far(images[0]) or "{" in images[0]):
+        far = _find_images(context, table, images, image_column)
+    elif images is not None:
+        if not Path(images[0]).is_dir():
+            raise UsageError(f"--images {images[0]}: there is no such folder")
+        table = replace(table, image_root=Path(images[0]))
+    threads, cluster = read_workers(context, workers, address, ray_workers)
     if published is not None:
         if wide not in (None, "float16"):
             raise UsageError(f"--wide {wide}: with --published expected float16")
@@ -122,9 +142,30 @@ def features(
     assert backbone is not None
     extractor = make_extractor(
         context, backbone, weights, size=sizes, fit=fit, preprocess=preprocess, pooling=pooling, wide=wide, draft=draft,
-        batch=batch, workers=workers, max_pixels=max_pixels,
+        batch=batch, workers=threads, max_pixels=max_pixels,
     )  # fmt: skip
-    return extract_features(context, table, folder, extractor, weights, wide=wide, overwrite=overwrite)
+    with cluster or nullcontext() as runner:
+        return extract_features(
+            context, table, folder, extractor, weights, wide=wide, overwrite=overwrite, items=far, runner=runner
+        )
+
+
+def _find_images(
+    context: Context, table: Table, images: Sequence[str], image_column: str | None
+) -> Callable[[int], Item | None]:
+    """Where the photos of a table are among those that --images names."""
+    from milnet.datasets.imported import match_photos
+    from milnet.sources import find_sources
+
+    sources = find_sources(images, image_column=image_column)
+    for failure in sources.failures:
+        context.warn(str(failure))
+    names = dict(zip(sources.photos.names, range(len(sources.photos)), strict=True))
+    wanted = [file or id_ for file, id_ in zip(table.images or table.ids, table.ids, strict=True)]
+    report: list[str] = []
+    found = match_photos(wanted, names, sources.photos.names, ", ".join(images), report)
+    context.say("; ".join(report))
+    return lambda row: sources.photos[names[found[row]]] if found[row] else None
 
 
 def extract_features(
@@ -136,6 +177,8 @@ def extract_features(
     *,
     wide: str | None = None,
     overwrite: bool = False,
+    items: Callable[[int], Item | None] | None = None,
+    runner: Runner | None = None,
 ) -> Mapping[str, Any]:
     """Extract, and say what was made."""
     from milnet.features import Features, same_pixels
@@ -152,6 +195,8 @@ def extract_features(
             wide=wide,  # type: ignore[arg-type]  # make_extractor has checked it
             overwrite=overwrite,
             progress=progress,
+            items=items,
+            runner=runner,
         )
     seconds = time.monotonic() - began
     made = Features(folder, table)

@@ -4,35 +4,53 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milnet.cli.common import Context, command, command_line
+from milnet.cli.common import (
+    Address,
+    Context,
+    ImageColumn,
+    RayWorkers,
+    Workers,
+    command,
+    command_line,
+    read_workers,
+)
 from milnet.cli.showing import ModelName, Stars, find_library, load_scorer, show_scores, tell_failures
 from milnet.errors import UsageError
 
 if TYPE_CHECKING:
     from milnet.cache import Cache
-    from milnet.scoring import Failure, Score, Scored
+    from milnet.cluster import Cluster
+    from milnet.scoring import Failure, Score, Scored, Scorer
     from milnet.xmp import Outcome
 
 _OUT = "Output"
 _XMP = "XMP ratings"
+_SHOWN = 20  # of many photos the best that are shown
 
 
 @command("score")
 def score(
     context: Context,
-    photos: Annotated[list[str] | None, typer.Argument(help="Photos, folders, patterns.", show_default=False)] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(help="Photos, folders, patterns; tar or Parquet files, URLs.", show_default=False),
+    ] = None,
     model: ModelName = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="scores.csv, .jsonl or .parquet.", show_default=False, rich_help_panel=_OUT
+            "--output",
+            "-o",
+            help="scores.csv, .jsonl or .parquet; of tar, Parquet, URLs or by Ray also a folder.",
+            show_default=False,
+            rich_help_panel=_OUT,
         ),
     ] = None,
     report: Annotated[
@@ -88,7 +106,10 @@ def score(
         int | None,
         typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU (1 above 512 pixels), else 64"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Decoding threads.", show_default="one a core")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    ray_workers: RayWorkers = None,
+    image_column: ImageColumn = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
     ] = None,
@@ -103,6 +124,7 @@ def score(
         check_output,
         check_suffix,
         errors_path,
+        is_folder,
         select,
         write_failures,
         write_ratings,
@@ -110,13 +132,21 @@ def score(
     )
     from milnet.report import check_report, write_report
     from milnet.scoring import introduction, score_files
+    from milnet.sources import is_far
 
     if sidecar not in (None, "append", "replace"):
         raise UsageError(f"--sidecar {sidecar}: expected append (a.jpg.xmp) or replace (a.xmp)")
-    if output is not None:
+    threads, cluster = read_workers(context, workers, address, ray_workers)
+    many = cluster is not None or any(is_far(photo) or "{" in photo for photo in photos or ())
+    if output is not None and not (many and is_folder(output)):
         check_suffix(output)
     if report is not None:
         check_report(report)
+    if many and (report is not None or xmp):
+        raise UsageError(
+            f"{'--xmp' if report is None else '--report'} is for photos that are files here, scored by one process: "
+            f"score these with -o, and the chosen ones again as files, without --workers ray"
+        )
     if null and not files:
         raise UsageError("--null says how --files ends its lines: pass --files, too")
     if (embed_jpeg or replace_ratings or dry_run or sidecar) and not xmp:
@@ -126,8 +156,14 @@ def score(
     if files and context.json:
         raise UsageError("--files and --json both say what stands on standard output: pass one of them")
     context.quiet = context.quiet or files  # standard output is for the paths
+    how = {"batch": batch, "workers": threads, "max_pixels": max_pixels or MAX_PIXELS}
+    if many:
+        name, scorer = load_scorer(context, model, stars, weights, **how)
+        return _score_many(
+            context, name, scorer, photos or [], files_from, image_column, cluster, output, min_score, top,
+            paths=files, null=null,
+        )  # fmt: skip
     library = find_library(context, photos, files_from)
-    how = {"batch": batch, "workers": workers, "max_pixels": max_pixels or MAX_PIXELS}
     name, scorer = load_scorer(context, model, stars, weights, **how)
     if output is not None:
         check_output(output, scorer.values.tolist())
@@ -196,6 +232,90 @@ def score(
     }
 
 
+def _score_many(
+    context: Context,
+    name: str,
+    scorer: Scorer,
+    arguments: Sequence[str],
+    files_from: str | None,
+    image_column: str | None,
+    cluster: Cluster | None,
+    output: Path | None,
+    min_score: float | None,
+    top: int | None,
+    *,
+    paths: bool,
+    null: bool,
+) -> Mapping[str, Any]:
+    """Photos from anywhere, by worker processes or here: more of them than memory should hold."""
+    import shutil
+    import tempfile
+    from contextlib import nullcontext
+
+    from milnet.artifacts import check_new_folder
+    from milnet.bulk import score_all, write_folder
+    from milnet.outputs import check_output, errors_path, is_folder, write_failures, write_scores
+    from milnet.scoring import Failure
+    from milnet.sources import Here, find_sources
+
+    values = scorer.values.tolist()
+    if output is not None and is_folder(output):
+        check_new_folder(output, "scores", overwrite=output.exists())
+    elif output is not None:
+        check_output(output, values)
+    began = time.monotonic()
+    sources = find_sources(arguments, files_from=files_from, image_column=image_column)
+    for note in sources.notes:
+        context.warn(note)
+    context.say(f"{len(sources.photos):,} photos found in {time.monotonic() - began:.1f} s")
+    began = time.monotonic()
+    kept = None if output is None else output.parent / f".{output.name}.part"
+    part = kept or Path(tempfile.mkdtemp(prefix="milnet-scores-"))
+    try:
+        with context.progress() as progress, cluster or nullcontext(Here()) as runner:
+            bulk = score_all(scorer, sources.photos, part, runner, progress=progress)
+        failures = [*(Failure(error.file, error.reason) for error in sources.failures), *bulk.failures]
+        rows = bulk.chosen(min_score, top)
+        if paths and not null:
+            _check_lines(sources.photos.names)
+        if output is not None and is_folder(output):
+            write_folder(output, bulk, failures, rows)
+        elif output is not None:
+            write_scores(output, bulk.scores(rows), values)
+            if failures:
+                write_failures(errors_path(output), failures)
+            else:
+                errors_path(output).unlink(missing_ok=True)  # left by an earlier run
+        seconds = time.monotonic() - began
+        if paths:
+            _print_files((score.photo for score in bulk.scores(rows)), null=null)
+        else:
+            best = bulk.chosen(min_score, min(top or _SHOWN, _SHOWN))
+            show_scores(context, scorer, list(bulk.scores(best)), _SHOWN)
+            if len(rows) > _SHOWN:
+                context.say(f"... and {len(rows) - _SHOWN:,} more" + (f" in {output}" if output else ": -o keeps them"))
+            bad = f"; {len(failures):,} could not be scored" if failures else ""
+            rate = f"{bulk.new:,} new, {bulk.new / seconds:.3g} a second"
+            context.say(f"{len(bulk):,} photos scored in {seconds:.1f} s ({rate}){bad}")
+            if output is not None:
+                context.say(str(output))
+        listed = [score.row() for score in bulk.scores(rows)] if context.json and output is None else []
+    finally:
+        if kept is None:
+            shutil.rmtree(part)
+    if kept is not None:
+        shutil.rmtree(kept)
+    tell_failures(context, failures)
+    return {
+        "model": name,
+        "scored": len(bulk),
+        "scores": listed,
+        "failures": [failure.__dict__ for failure in failures],
+        "forward": bulk.new,
+        "seconds": seconds,
+    }
+
+
 def open_cache(context: Context, output: Path | None, *, no_cache: bool) -> tuple[Cache | None, bool]:
     """The user's cache; else one beside the output, so that a stopped run can go on, and whether it is of this run."""
     from milnet.cache import Cache, UnwritableError, cache_file
@@ -250,19 +370,20 @@ def _tell_ratings(context: Context, outcomes: Mapping[str, Outcome], *, dry_run:
     context.say(f"XMP{' (nothing was written: --dry-run)' if dry_run else ''}: " + (", ".join(parts) or "no photo"))
 
 
-def _check_lines(photos: Sequence[str]) -> None:
+def _check_lines(photos: Iterable[str]) -> None:
     if any("\n" in photo or "\r" in photo for photo in photos):
         raise UsageError("a photo's name has a line break in it, which no list of lines can hold: pass --null")
 
 
-def _print_files(photos: Sequence[str], *, null: bool) -> None:
+def _print_files(photos: Iterable[str], *, null: bool) -> None:
     """Paths on standard output."""
     import io
     import sys
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # names as the files have them, whatever the terminal can show
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-    print("".join(photo + ("\0" if null else "\n") for photo in photos), end="")
+    for photo in photos:
+        print(photo, end="\0" if null else "\n")
 
 
 @command("cache")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,16 @@ def find_photos(texts: Sequence[str], folder: Path | None, report: list[str]) ->
         return tuple(text if photo_id(text) != text else "" for text in texts), None
     names = files_below(folder)
     photos = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return match_photos(texts, names, photos, str(folder), report), folder
+
+
+def match_photos(
+    texts: Sequence[str], names: Mapping[str, object], photos: Sequence[str], where: str, report: list[str]
+) -> tuple[str, ...]:
+    """The name of each photo, "" where there is none, as `find_photos` says.
+
+    Among `names` as a whole, and by what they end in among `photos`; `where` they are.
+    """
     by_id: dict[str, list[str]] = {}
     for name in photos:
         by_id.setdefault(photo_id(name), []).append(name)
@@ -98,19 +108,19 @@ def find_photos(texts: Sequence[str], folder: Path | None, report: list[str]) ->
             fitting = ends[parts].get(text, [])
         if len(fitting) > 1:
             raise UsageError(
-                f"photo {text!r} could be {' or '.join(fitting[:4])} in {folder}: keep one of them there, "
+                f"photo {text!r} could be {' or '.join(fitting[:4])} in {where}: keep one of them there, "
                 "or name another folder"
             )
         images.append(fitting[0] if fitting else "")
     missing = [text for text, image in zip(texts, images, strict=True) if not image]
     report.append(
-        f"photos: {len(texts) - len(missing):,} in {folder}"
+        f"photos: {len(texts) - len(missing):,} in {where}"
         + (f", {len(missing):,} missing: {first_few(missing)}" if missing else "")
     )
-    return tuple(images), folder
+    return tuple(images)
 
 
-def _ends(photos: list[str], parts: int) -> dict[str, list[str]]:
+def _ends(photos: Sequence[str], parts: int) -> dict[str, list[str]]:
     """Last `parts` parts of a path, with and without its ending -> the paths."""
     found: dict[str, list[str]] = {}
     for name in photos:

@@ -1,0 +1,531 @@
+"""Where photos come from besides folders: tar shards, Parquet files, object storage.
+
+    find_sources(arguments) -> Photos, a sequence of Item: a name, and where its bytes are
+    opened(items) -> (key, a path or bytes), read ahead by threads
+
+A `Photos` names; it holds no bytes of photos, and some hundred bytes for each. An item can be sent to another machine,
+which opens it there. Tar shards are those of WebDataset (uncompressed; what is no photo in them is left out), Parquet
+files those of Hugging Face (a column of bytes, or of structs with a field `bytes`). URLs go to pyarrow where it knows
+their file system (s3, gs), else to fsspec.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import itertools
+import os
+import re
+import tarfile
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, overload
+from urllib.parse import urlsplit, urlunsplit
+
+from milnet.errors import ImageError, MissingExtraError, UsageError, in_short
+from milnet.images import SUFFIXES
+from milnet.library import find_photos, listed_names
+
+Key = TypeVar("Key")
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MAGIC = re.compile("[*?[]")
+_SHARDS = (".tar", ".parquet")
+_IMAGES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "img", "image_bytes")  # columns that hold photos
+_NAMES = ("path", "__key__", "id", "image_id", "filename", "file_name", "name", "key")  # columns that name them
+_THREADS = 8  # that read photos ahead; they wait for a disk or a network most of the time
+_WHOLE = -1  # as the start of an item: all of its file
+
+
+class Item(NamedTuple):
+    """One photo: its name for people, and where its bytes are."""
+
+    name: str
+    place: str  # path of a file, or URL with whatever its file system needs to be told
+    start: int = _WHOLE  # first byte of a member of a tar, row of a Parquet file
+    size: int = 0  # bytes of a member of a tar
+    column: str = ""  # of a Parquet file: the column with the bytes, "image.bytes" for a field of a struct
+
+
+@dataclass
+class Photos(Sequence[Item]):
+    """Photos by name and place, kept as columns: some hundred bytes a photo."""
+
+    names: list[str] = field(default_factory=list)
+    _files: list[tuple[str, str]] = field(default_factory=list)  # place and column of shards
+    _shard: array[int] = field(default_factory=lambda: array("l"))  # of each photo; -1: a file of its own
+    _start: array[int] = field(default_factory=lambda: array("q"))
+    _size: array[int] = field(default_factory=lambda: array("q"))
+    _urls: dict[int, str] = field(default_factory=dict)  # where they say more than the names
+
+    def add_file(self, name: str, place: str) -> None:
+        """A file of its own."""
+        if place != name:
+            self._urls[len(self.names)] = place
+        self._add(name, -1, _WHOLE, 0)
+
+    def add_shard(self, place: str, column: str, members: Iterable[tuple[str, int, int]]) -> None:
+        """Photos (name, start, size) of one tar or Parquet file."""
+        self._files.append((place, column))
+        for name, start, size in members:
+            self._add(name, len(self._files) - 1, start, size)
+
+    def _add(self, name: str, shard: int, start: int, size: int) -> None:
+        self.names.append(name)
+        self._shard.append(shard)
+        self._start.append(start)
+        self._size.append(size)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, at: int) -> Item: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Item]: ...
+    def __getitem__(self, at: int | slice) -> Item | list[Item]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        name, shard = self.names[at], self._shard[at]
+        if shard < 0:
+            return Item(name, self._urls.get(at if at >= 0 else at + len(self), name))
+        place, column = self._files[shard]
+        return Item(name, place, self._start[at], self._size[at], column)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the arguments of a command name."""
+
+    photos: Photos
+    failures: tuple[ImageError, ...]  # what was named or found and cannot be a photo
+    notes: tuple[str, ...]  # what people should know about files that were left out
+
+
+def is_far(argument: str | Path) -> bool:
+    """Whether an argument names more than files and folders of this machine: a URL, tar or Parquet shards."""
+    text = str(argument)
+    return bool(_URL.match(text)) or text.lower().endswith(_SHARDS)
+
+
+def is_near(item: Item) -> bool:
+    """Whether an item is a file of its own on this machine."""
+    return item.start == _WHOLE and not _URL.match(item.place)
+
+
+def find_sources(
+    arguments: Iterable[str | Path] = (),
+    *,
+    files_from: str | Path | None = None,
+    image_column: str | None = None,
+) -> Sources:
+    """The photos named by `arguments` and the list `files_from`.
+
+    Files, folders and patterns of this machine as `library.find_photos` finds them, the .tar and .parquet files among
+    them opened; then URLs of a file, a folder or prefix, or a pattern. `{000..120}` in an argument stands for each of
+    these numbers. In folders and prefixes only files with the suffix of an image are taken: tar and Parquet files are
+    named, or matched by a pattern. A shard that cannot be read is a failure and the rest goes on.
+
+    Raises UsageError where an argument leads to nothing, MissingExtraError where pyarrow is needed and not there.
+    """
+    wanted = list(itertools.chain.from_iterable(_numbered(str(argument)) for argument in arguments))
+    near = [one for one in wanted if not _URL.match(one)]
+    listed: list[str] = [] if files_from is None else list(listed_names(files_from))
+    far = [one for one in listed if _URL.match(one)]
+    found = Photos()
+    failures: list[ImageError] = []
+    notes: tuple[str, ...] = ()
+    shards: list[tuple[str, str]] = []  # name, place
+    here = [one for one in listed if not _URL.match(one)]
+    if near or here or not (wanted or files_from is not None):
+        library = find_photos(near, files_from=here if here else None)
+        failures += library.failures
+        notes = library.notes
+        for path in library.photos:
+            name = os.fsencode(path).decode("utf-8", "backslashreplace")
+            if name != str(path):
+                failures.append(ImageError(name, "its name is not valid UTF-8, so no output could hold it: rename it"))
+            elif path.suffix.lower() in _SHARDS:
+                shards.append((name, name))
+            else:
+                found.add_file(name, name)
+    for url in wanted:
+        if _URL.match(url):
+            for place in _at_url(url):
+                if place.lower().split("?")[0].endswith(_SHARDS):
+                    shards.append((shown(place), place))
+                else:
+                    found.add_file(shown(place), place)
+    for url in far:
+        found.add_file(shown(url), url)
+    _take_shards(found, failures, shards, image_column)
+    if not len(found) and not failures and (wanted or listed):
+        raise UsageError(f"no photos in {', '.join([*wanted, *listed][:5])}")
+    return Sources(found, tuple(failures), notes)
+
+
+def shown(place: str) -> str:
+    """A place as it may be printed: a URL without user, password and options."""
+    if not _URL.match(place):
+        return place
+    parts = urlsplit(place)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _numbered(text: str) -> Iterator[str]:
+    """`a-{00..12}.tar` as a-00.tar, a-01.tar, ..., each number as wide as the first; any number of such braces."""
+    braces = _BRACES.search(text)
+    if braces is None or (not _URL.match(text) and Path(text).exists()):
+        yield text
+        return
+    first, last = braces[1], braces[2]
+    if int(last) < int(first):
+        raise UsageError(f"{text}: expected ascending numbers, got {{{first}..{last}}}")
+    for number in range(int(first), int(last) + 1):
+        yield from _numbered(f"{text[: braces.start()]}{number:0{len(first)}}{text[braces.end() :]}")
+
+
+# ---- tar and Parquet -------------------------------------------------------------------------------------------------
+
+
+def _take_shards(
+    found: Photos, failures: list[ImageError], shards: Sequence[tuple[str, str]], image_column: str | None
+) -> None:
+    """List what is in each shard, several at once: a remote one is asked for a header a photo."""
+
+    def listed(shard: tuple[str, str]) -> tuple[str, list[tuple[str, int, int]], str]:
+        name, place = shard
+        try:
+            if name.lower().endswith(".tar"):
+                return "", *_members(name, place)
+            return *_rows(name, place, image_column), ""
+        except (OSError, ValueError, tarfile.TarError) as error:
+            return "", [], f"cannot be listed ({in_short(error)})"
+
+    if not shards:
+        return
+    if any(_URL.match(place) or place.lower().endswith(".parquet") for _, place in shards):
+        _import_pyarrow()  # here, so that one that is missing is said at once
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="milnet-list") as executor:
+        for (name, place), (column, members, trouble) in zip(shards, executor.map(listed, shards), strict=True):
+            found.add_shard(place, column, members)
+            if trouble:
+                failures.append(ImageError(name, trouble))
+
+
+def _members(name: str, place: str) -> tuple[list[tuple[str, int, int]], str]:
+    """The photos in a tar: name, first byte, bytes of each; and what is wrong with it, "" if nothing is."""
+    found: list[tuple[str, int, int]] = []
+    with _file(place) as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as shard:
+                while (member := shard.next()) is not None:
+                    shard.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    if not member.isfile() or _suffix(member.name) not in SUFFIXES:
+                        continue
+                    if member.offset_data + member.size > size:
+                        return found, f"is cut short: {member.name} and what follows it is missing"
+                    found.append((f"{name}/{member.name}", member.offset_data, member.size))
+        except tarfile.TarError as error:
+            return found, f"is damaged, or no uncompressed tar ({in_short(error)})"
+    return found, ""
+
+
+def _rows(name: str, place: str, image_column: str | None) -> tuple[str, list[tuple[str, int, int]]]:
+    """The column that holds the photos of a Parquet file, and each photo: name, row, 0."""
+    parquet = _import_parquet()
+    with parquet.ParquetFile(_arrow_file(place)) as file:
+        column, names = _columns(name, file.schema_arrow, image_column)
+        ids: list[Any] = [None] * file.metadata.num_rows
+        if names:
+            at = 0
+            for batch in file.iter_batches(65_536, columns=[names]):
+                values = batch.column(0)
+                if "." in names:
+                    values = values.field(names.rpartition(".")[2])
+                ids[at : at + len(batch)] = values.to_pylist()
+                at += len(batch)
+    return column, [(f"{name}/{row if id_ is None else id_}", row, 0) for row, id_ in enumerate(ids)]
+
+
+def _columns(name: str, schema: Any, wanted: str | None) -> tuple[str, str]:
+    """Where the bytes of photos are, and what names them ("" if nothing does)."""
+    pa = _import_pyarrow()
+
+    def holds(column: str) -> str:
+        """The leaf with the bytes, "" if there is none."""
+        kind = schema.field(column).type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return column
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            return f"{column}.bytes"
+        return ""
+
+    candidates = [wanted] if wanted is not None else [*(c for c in _IMAGES if c in schema.names), *schema.names]
+    column = next((column for column in candidates if column in schema.names and holds(column)), None)
+    if column is None:
+        raise UsageError(
+            f"{name}: expected a column with the bytes of photos"
+            + (" (--image-column)" if wanted is None else f" called {wanted!r}")
+            + f", binary or a struct with a field `bytes`; there are: {', '.join(schema.names)}"
+        )
+    leaf = holds(column)
+    if leaf != column and schema.field(column).type.get_field_index("path") >= 0:
+        return leaf, f"{column}.path"
+    return leaf, next((one for one in _NAMES if one in schema.names and one != column), "")
+
+
+def _suffix(name: str) -> str:
+    base = name.rpartition("/")[2]
+    dot = base.rfind(".")
+    return base[dot:].lower() if dot > 0 else ""
+
+
+# ---- file systems ----------------------------------------------------------------------------------------------------
+
+
+def _import_pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.fs
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "ray", "photos by URL or in Parquet files") from error
+    return pyarrow
+
+
+def _import_parquet() -> Any:
+    _import_pyarrow()
+    import pyarrow.parquet
+
+    return pyarrow.parquet
+
+
+_systems: dict[tuple[str, str, str], Any] = {}  # by scheme, user, options: each logs in once
+
+
+def _system(place: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    pa = _import_pyarrow()
+    parts = urlsplit(place)
+    user = parts.netloc.rpartition("@")[0]
+    key = (parts.scheme, user, parts.query)
+    host = parts.netloc.rpartition("@")[2]
+    if key not in _systems:
+        try:
+            if parts.scheme in ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "viewfs"):
+                _systems[key] = pa.fs.FileSystem.from_uri(place)[0]
+            else:
+                import fsspec
+
+                _systems[key] = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fsspec.filesystem(parts.scheme)))
+        except (ImportError, OSError, ValueError) as error:
+            raise UsageError(f"{shown(place)}: no way to read such a URL here ({in_short(error)})") from error
+    path = f"{host}{parts.path}" if parts.scheme != "file" else parts.path
+    return _systems[key], path if not parts.scheme.startswith("http") else shown(place)
+
+
+def _at_url(url: str) -> list[str]:
+    """The URLs of the files that a URL names: itself, what is below it, or what matches it."""
+    pa = _import_pyarrow()
+    system, path = _system(url)
+    before, _, after = url.partition("://")
+    head, tail = before + "://", ""
+    if "?" in after and not _MAGIC.search(after.split("?")[0]) and "=" in after:
+        after, _, options = after.partition("?")
+        tail = f"?{options}"
+    user = after.rpartition("@")[0] + "@" if "@" in after.split("/")[0] else ""
+    pattern = path if _MAGIC.search(path) else ""
+    if pattern:  # list the folder before the first part that is a pattern
+        parts = path.split("/")
+        fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
+        path = "/".join(parts[:fixed])
+    try:
+        info = system.get_file_info(path)
+        if info.type == pa.fs.FileType.File:
+            return [url]
+        entries = system.get_file_info(pa.fs.FileSelector(path, recursive=True))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{shown(url)}: cannot be listed ({in_short(error)})") from error
+    names = sorted(entry.path for entry in entries if entry.type == pa.fs.FileType.File)
+    if pattern:
+        names = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    else:
+        names = [name for name in names if _suffix(name) in SUFFIXES]
+    if not names:
+        raise UsageError(f"{shown(url)}: there is no such file, folder of photos or pattern")
+    slash = "/" if before.lower() == "file" and not names[0].startswith("/") else ""
+    return [f"{head}{user}{slash}{name}{tail}" for name in names]
+
+
+def _arrow_file(place: str) -> Any:
+    """A file for pyarrow, opened to be read anywhere."""
+    if not _URL.match(place):
+        return _import_pyarrow().OSFile(place)
+    system, path = _system(place)
+    return system.open_input_file(path)
+
+
+def _file(place: str) -> io.BufferedIOBase:
+    """The same as a file of Python; of a URL some bytes are read ahead."""
+    if not _URL.match(place):
+        return Path(place).open("rb")
+    return cast(io.BufferedIOBase, _arrow_file(place))
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads items, from several threads. Keeps the file, and the part of a Parquet file, that it read last."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+        self._lock = threading.Lock()
+        self._rows: tuple[str, int, int, Any] = ("", 0, 0, None)  # place, first row, last row + 1, the column
+
+    def read(self, item: Item) -> bytes:
+        """The bytes of a photo; OSError or ValueError where they cannot be had."""
+        if item.column:
+            return self._row(item)
+        if item.start == _WHOLE:
+            system, path = _system(item.place)
+            with system.open_input_file(path) as file:
+                return bytes(file.readall())
+        file = self._open(item.place)
+        file.seek(item.start)
+        data = bytes(file.read(item.size))
+        if len(data) < item.size:
+            raise OSError(f"the tar ends after {len(data)} of {item.size} bytes")
+        return data
+
+    def _open(self, place: str) -> Any:
+        if getattr(self._own, "place", None) != place:
+            self._own.file, self._own.place = _file(place), place
+        return self._own.file
+
+    def _row(self, item: Item) -> bytes:
+        with self._lock:  # neighbours wait for the same part anyway
+            place, first, last, values = self._rows
+            if place != item.place or not first <= item.start < last:
+                first, last, values = _row_group(item)
+                self._rows = (item.place, first, last, values)
+            data = values[item.start - first].as_py()
+        if data is None:
+            raise ValueError("the row holds no bytes")
+        return bytes(data)
+
+
+def _row_group(item: Item) -> tuple[int, int, Any]:
+    """The row group that a row is in: its first row, its last row + 1, the column with the photos."""
+    with _import_parquet().ParquetFile(_arrow_file(item.place)) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if item.start < first + count:
+                values = file.read_row_group(group, columns=[item.column]).column(0).combine_chunks()
+                if "." in item.column:
+                    values = values.field("bytes")
+                return first, first + count, values
+            first += count
+    raise OSError(f"the file ends before row {item.start}")
+
+
+def opened(items: Iterable[tuple[Key, Item]], failed: dict[Key, ImageError]) -> Iterator[tuple[Key, Path | bytes]]:
+    """What can be decoded: a path for a file of this machine, else the bytes, read ahead by threads.
+
+    In the order of `items`; one whose bytes cannot be had is left out, and its error put into `failed`.
+    """
+    reader = _Reader()
+
+    def read(item: Item) -> bytes | ImageError:
+        try:
+            return reader.read(item)
+        except FileNotFoundError:
+            return ImageError(item.name, "does not exist")
+        except (OSError, ValueError) as error:
+            return ImageError(item.name, f"cannot be read ({in_short(error)})")
+
+    waiting: deque[tuple[Key, Path | Future[bytes | ImageError]]] = deque()
+
+    def first() -> Iterator[tuple[Key, Path | bytes]]:
+        key, source = waiting.popleft()
+        if isinstance(source, Path):
+            yield key, source
+            return
+        data = source.result()
+        if isinstance(data, ImageError):
+            failed[key] = data
+        else:
+            yield key, data
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="milnet-read") as executor:
+        try:
+            for key, item in items:
+                waiting.append((key, Path(item.place) if is_near(item) else executor.submit(read, item)))
+                if len(waiting) > 2 * _THREADS:
+                    yield from first()
+            while waiting:
+                yield from first()
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+# ---- work ------------------------------------------------------------------------------------------------------------
+
+# What is said of a photo that ends its worker, sent alone and again.
+DEADLY = (
+    "the process that worked on it ended, twice: it makes a decoder crash, or takes more memory than there is "
+    "(--max-pixels refuses large photos)"
+)
+
+
+class Runner(Protocol):
+    """Who does work on photos piece by piece, somewhere."""
+
+    def run(
+        self,
+        state: Any,
+        work: Callable[[Any, Sequence[tuple[int, Item]]], bytes],
+        rows: Sequence[int],
+        item: Callable[[int], Item],
+        most: int,
+    ) -> Iterator[tuple[Sequence[int], bytes | None]]:
+        """`work(state, [(row, item), ...])` for all `rows`, at most so many at once: what it gave for each piece.
+
+        In no order, each row once. None for a single row that cannot be worked on by anyone: DEADLY.
+        """
+        ...
+
+
+class Here:
+    """Work in this process, a piece after the other."""
+
+    def run(
+        self,
+        state: Any,
+        work: Callable[[Any, Sequence[tuple[int, Item]]], bytes],
+        rows: Sequence[int],
+        item: Callable[[int], Item],
+        most: int,
+    ) -> Iterator[tuple[Sequence[int], bytes | None]]:
+        """See Runner."""
+        for piece in pieces(rows, most):
+            yield piece, work(state, [(row, item(row)) for row in piece])
+
+
+def pieces(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The rows in pieces of at most `size` that follow each other without a gap."""
+    found, first = [], 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or at - first == size or rows[at] != rows[at - 1] + 1:
+            found.append(rows[first:at])
+            first = at
+    return found
