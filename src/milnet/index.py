@@ -138,7 +138,7 @@ def forms(kind: Kind, photos: int, width: int, similarity: Similarity) -> list[P
             found.append(
                 plan(
                     f"{pca}IVF{lists},PQ{codes}np",
-                    min(lists, max(16, lists // 32)),
+                    min(lists, max(32, lists // 16)),
                     min(photos, max(50 * lists, _PCA_ROWS)),
                     photos * (codes + 8) * 1.15 + tables + matrix,  # lists grow by more than they need
                 )
