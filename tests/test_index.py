@@ -214,7 +214,7 @@ def test_the_best_that_fits() -> None:
         choose(999, 64, kind="ivf-pq")
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-pq"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", pytest.param("ivf-pq", marks=pytest.mark.slow)])
 def test_bytes_are_what_is_said(kind: Kind, tmp_path: Path) -> None:
     """Within a third of what faiss writes; tables that it makes when it reads are not on disk."""
     for width in (320,) if kind == "ivf-pq" else (64, 320):
