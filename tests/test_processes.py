@@ -315,7 +315,7 @@ def test_the_commands_give_the_same_figures(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_worker_of_torchrun_ends_the_run(tmp_path: Path) -> None:
     data_folder(tmp_path / "data", made.table(), wide_features(made.table()))
-    long = [*QUICK, "--set=epochs=2000", "--set=patience=2000", "--set=refit=false"]
+    long = [*QUICK, "--set=epochs=300", "--set=patience=300", "--set=refit=false"]
     train = ["train", tmp_path / "data", "-o", tmp_path / "model", "--recipe", "single"]
     with subprocess.Popen(command(2, *train, *long), stderr=subprocess.PIPE, text=True, env=ALONE) as launcher:
         log = tmp_path / "model.run" / "log.jsonl"
@@ -331,5 +331,18 @@ def test_a_killed_worker_of_torchrun_ends_the_run(tmp_path: Path) -> None:
         _, said = launcher.communicate(timeout=60)
     assert launcher.returncode == 1
     assert time.monotonic() - killed < 40
-    assert said.count("error: another process of this run has ended, or this one was told to") == 1
-    assert (tmp_path / "model.run" / "identity.json").exists()
+    assert said.count("error: another process of this run has ended, or this one was told to") == 1, said
+    assert "--resume" in milnet(*train, *long, code=2).stderr
+    milnet(*train, *long, "--resume")
+    assert len(load_model(tmp_path / "model")[0].history) == 300
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_what_it_says(tmp_path: Path) -> None:
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "processes.py"
+    sizes = ["--rows", "600", "--width", "32", "--steps", "4", "--recipes", ""]
+    subprocess.run([sys.executable, str(benchmark), *sizes, "-o", str(tmp_path / "found.json")], check=True)
+    found = json.loads((tmp_path / "found.json").read_text())
+    differences = {(line["norm"], line["processes"]): line["largest_difference_of_a_loss"] for line in found["speed"]}
+    assert differences["layer", 2] < 1e-5 < differences["batch", 2]
+    assert all(line["steps_a_second"] > 0 for line in found["speed"])

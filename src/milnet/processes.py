@@ -76,7 +76,14 @@ def leave() -> None:
 
 
 def _told_to_end(*_: object) -> None:
+    _is_ending()
     raise ProcessError(_ENDED)
+
+
+def _is_ending() -> None:
+    """Who is ending need not be told to: the word would come between the reason and its being said."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def world() -> int:
@@ -167,6 +174,7 @@ def speaks() -> bool:
     """Whether this process is to say why all of them end: the first one that asks, so that it is said once."""
     if _store is None:
         return True
+    _is_ending()
     try:
         return int(_store.add("milnet/spoken", 1)) == 1
     except RuntimeError:  # whoever held the store is gone
@@ -176,4 +184,7 @@ def speaks() -> bool:
 def lost(error: BaseException) -> ProcessError | None:
     """What to say of an error that stands for the death of another process; None for any other one."""
     about = isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
-    return ProcessError(_ENDED) if world() > 1 and isinstance(error, RuntimeError) and about else None
+    if world() == 1 or not isinstance(error, RuntimeError) or not about:
+        return None
+    _is_ending()
+    return ProcessError(_ENDED)

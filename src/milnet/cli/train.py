@@ -29,7 +29,7 @@ from milnet.cli.common import (
 )
 from milnet.cli.dataset import WITH, Chain, Dataroot, Dataset, Work, train_by_name
 from milnet.cli.numbers import digest_rows
-from milnet.errors import ArtifactError, MilnetError, UsageError
+from milnet.errors import ArtifactError, MilnetError, ProcessError, UsageError
 from milnet.places import find_data
 
 
@@ -151,8 +151,9 @@ def train(
         with context.progress() as progress:
             how: Any = {"device": device, "run": run, "store": store, "calibrate": True, "progress": progress}
             model = fit(chosen, table, features, Split(rows, tested, group), seed, **how)
-    except MilnetError:
-        run.remove_if_empty()
+    except MilnetError as error:
+        if not isinstance(error, ProcessError):  # that one says nothing against this training
+            run.remove_if_empty()
         raise
     model.inputs = {**model.inputs, "data": manifest.digest}
     notes = {"command": command_line()}
