@@ -172,6 +172,10 @@ class Backbone(nn.Module):
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 [B, D]; a photo's row does not depend on the others."""
+        return self.narrow(x)
+
+    def narrow(self, x: Tensor) -> Tensor:
+        """`forward` for an exporter, which cannot follow into inference mode."""
         taps, _, last = self._parts(x, lambda output: pool_map(output, self.network))
         return torch.cat(taps if self._last_is_tap else [*taps, last], dim=1).float()
 

@@ -15,6 +15,7 @@ from milnet.cli import score  # noqa: F401
 from milnet.cli import use  # noqa: F401
 from milnet.cli import taste  # noqa: F401
 from milnet.cli import serve  # noqa: F401
+from milnet.cli import export  # noqa: F401
 from milnet.cli import pool  # noqa: F401
 from milnet.cli import weights  # noqa: F401
 

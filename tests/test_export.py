@@ -1,0 +1,239 @@
+"""Exported models: the same scores as PyTorch's, photo by photo, whatever the batch and the size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+import made
+from milnet.artifacts import read_json, read_manifest, verify_files
+from milnet.backbones import load_backbone
+from milnet.checkpoints import save_model
+from milnet.cli import app
+from milnet.errors import ArtifactError
+from milnet.export import LEFT_OUT, export_model, run, solve, with_mean
+from milnet.extraction import Extractor
+from milnet.features import FeatureSet, load_feature_set
+from milnet.model.votes import Votes
+from milnet.model.votes import with_mean as bisected
+from milnet.preprocess import Decoded, Preprocess, decode
+from milnet.recipe import Recipe
+from milnet.recipes import fit
+from milnet.runtime import ExportError, open_session
+from milnet.scoring import Score, Scorer, Seen
+from milnet.splits import Split
+from milnet.storing import extract
+
+pytest.importorskip("onnxruntime")
+pytestmark = made.needs_timm
+SMALL = Recipe(name="small", width=8, depth=1, epochs=2, patience=2, batch=16, calibration_folds=2)
+RECIPES = {
+    "single": SMALL,
+    "published": replace(SMALL, model="graph"),
+    "random": replace(SMALL, model="graph", adjacency="random"),
+    "l2": replace(SMALL, model="graph", similarity="l2", references=2),
+    "votes": replace(SMALL, model="votes"),
+    "votes20": replace(SMALL, model="votes", references=20),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rated `photos`, and DATA with features of a small network at two sizes."""
+    folder = tmp_path_factory.mktemp("export")
+    table = replace(made.table(60), image_root=folder / "photos")
+    made.photo_folder(folder / "photos", table)
+    extractor = Extractor.build(load_backbone("timm/test_resnet", "random:0"), Preprocess(size=(64, 96)), workers=0)
+    extract(table, folder / "data" / "features" / "f", extractor, weights="random:0")
+    return folder
+
+
+def load(place: Path, name: str) -> Scorer:
+    """A scorer of a model of that recipe."""
+    folder = place / name
+    if not folder.exists():
+        table = replace(made.table(60), image_root=place / "photos")
+        features = load_feature_set(place / "data", table)
+        rows = np.arange(len(table))
+        # of an untrained network all photos are alike: a limit that some pairs reach and most do not
+        model = fit(RECIPES[name], table, features, Split(rows, rows[:0]), 0, calibrate=True)
+        model.pool = replace(model.pool, near_duplicate=_limit(features))
+        if isinstance(model.network, Votes):  # of such features it learns to ask nobody
+            for setting, value in (("noise", 0.1), ("sharpness", 1.0), ("sampling", 0.5)):
+                getattr(model.network, setting).fill_(value)
+        save_model(model, folder)
+    return Scorer.load(folder, workers=0)
+
+
+def _limit(features: FeatureSet) -> float:
+    x = np.asarray(features.semantic, np.float64)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return float(np.quantile((x @ x.T)[np.triu_indices(len(x), 1)], 0.98))
+
+
+def judged(scorer: Scorer, decoded: list[Decoded]) -> list[Score]:
+    """Scores of decoded photos of one shape as PyTorch makes them, with nobody left out for its pixels."""
+    extractors = [scorer.nodes] if scorer.semantic is scorer.nodes else [scorer.nodes, scorer.semantic]
+    assert len(extractors) == 1
+    found = []
+    for one in decoded:
+        (result,) = scorer.nodes.forward([("", replace_pixels(one))])
+        assert result.features is not None
+        found.append(Seen(result.features, result.features, ""))
+    return scorer.judge([str(i) for i in range(len(found))], found)
+
+
+def replace_pixels(one: Decoded) -> Decoded:
+    return Decoded(one.views, "", None)
+
+
+def agree(scorer: Scorer, scores: list[Score], found: dict[str, NDArray[Any]], tolerance: float = 1e-4) -> None:
+    """What a file gives for photos is what PyTorch gives, distribution and score to `tolerance`."""
+    for i, score in enumerate(scores):
+        np.testing.assert_allclose(found["distribution"][i], score.distribution, atol=tolerance, rtol=0)
+        assert found["score"][i] == pytest.approx(score.score, abs=tolerance)
+        assert found["distribution"][i].sum() == pytest.approx(1, abs=1e-6)
+        if "references" in found:
+            there = found["references"][i] >= 0
+            assert [scorer.pool.ids[row] for row in found["references"][i][there]] == [r.id for r in score.references]
+            similarity = [r.similarity for r in score.references]
+            np.testing.assert_allclose(found["similarity"][i][there], similarity, atol=1e-5)
+        if "influence" in found:
+            influence = [r.influence for r in score.references]
+            np.testing.assert_allclose(found["influence"][i][there], influence, atol=tolerance)
+
+
+def views(decoded: list[Decoded]) -> list[NDArray[np.uint8]]:
+    """A batch at each size."""
+    return [np.stack(views) for views in zip(*(one.views for one in decoded), strict=True)]
+
+
+def check(scorer: Scorer, folder: Path, place: Path) -> None:
+    """New photos and photos of the pool, of two sizes, alone and in a batch; a black one."""
+    session = open_session(folder / "model.onnx", 1)
+    of_pool = sorted((place / "photos").iterdir())[::12]
+    wide = [made.photo(1000 + i, 160, 64) for i in range(3)]
+    for sources in ([*of_pool, *(made.photo(900 + i) for i in range(3))], wide, [np.zeros((72, 96, 3), np.uint8)]):
+        decoded = [decode(source, scorer.nodes.preprocess) for source in sources]
+        scores, together = judged(scorer, decoded), run(session, views(decoded))
+        agree(scorer, scores, together)
+        for i, one in enumerate(decoded):
+            for name, found in run(session, views([one])).items():
+                np.testing.assert_allclose(found[0], together[name][i], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["votes", *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "votes")]
+)
+def test_an_exported_model_scores_as_pytorch_does(place: Path, tmp_path: Path, name: str) -> None:
+    scorer = load(place, name)
+    manifest, worst = export_model(scorer, tmp_path / "out")
+    assert worst <= 1e-4
+    verify_files(tmp_path / "out", manifest)
+    check(scorer, tmp_path / "out", place)
+    described = read_json(tmp_path / "out" / "model.json")
+    assert described["model"] == scorer.digest
+    assert [one["name"] for one in described["inputs"]] == ["photo_64", "photo_96"]
+    assert described["preprocess"]["photo"]["weights"] == scorer.nodes.backbone.digest
+    assert described["values"] == scorer.values.tolist()
+    assert described["pool"]["ids"] == list(scorer.pool.ids)
+    assert described["doubt"] == json.loads(json.dumps(scorer.doubt.to_json()))
+    session = open_session(tmp_path / "out" / "model.onnx", 1)
+    assert [one.name for one in session.get_outputs()] == list(described["outputs"])
+    inside = json.loads(session.get_modelmeta().custom_metadata_map["milnet"])
+    assert inside == {name: part for name, part in described.items() if name != "pool"}
+
+
+def test_a_linear_system_by_products() -> None:
+    rng = np.random.default_rng(0)
+    a = torch.from_numpy(rng.normal(size=(5, 64, 64)))
+    matrix = a @ a.mT / 64 + 0.01 * torch.eye(64, dtype=torch.float64)
+    right = torch.from_numpy(rng.normal(size=(5, 64)))
+    condition = float((matrix.abs().sum(2).amax(1) * torch.linalg.inv(matrix).abs().sum(2).amax(1)).max())
+    expected = torch.linalg.solve(matrix, right)
+    torch.testing.assert_close(solve(matrix, right, condition), expected, rtol=1e-8, atol=1e-8)
+    assert float((solve(matrix, right, 2.0) - expected).abs().max()) > 1e-3  # too few steps for it
+
+
+def test_shares_below_zero_as_the_bisection_mends_them() -> None:
+    rng = np.random.default_rng(0)
+    p = torch.from_numpy(rng.normal(0.15, 0.3, (200, 7)))
+    p = p / p.sum(1, keepdim=True)
+    fine = torch.softmax(torch.from_numpy(rng.normal(size=(50, 7))), 1)
+    both = torch.cat([p[(p.abs() < 5).all(1)], fine])
+    torch.testing.assert_close(with_mean(both), bisected(both), rtol=0, atol=1e-8)
+    assert torch.equal(with_mean(fine), fine)
+
+
+def test_what_cannot_be_exported_says_what_can(place: Path, tmp_path: Path) -> None:
+    scorer = load(place, "votes")
+    scorer.model.recipe = replace(scorer.model.recipe, model="reducer")
+    with pytest.raises(ExportError, match="a model that sees wide maps cannot be exported: models of the recipes"):
+        export_model(scorer, tmp_path / "out")
+    table = replace(made.table(60), image_root=place / "photos")
+    rows = np.arange(len(table))
+    recipe = replace(SMALL, model="graph", adjacency="transport")
+    model = fit(recipe, table, load_feature_set(place / "data", table), Split(rows, rows[:0]), 0)
+    save_model(model, tmp_path / "transport")
+    with pytest.raises(ExportError, match="adjacency transport needs eigenvalues, for which ONNX has no operator"):
+        export_model(Scorer.load(tmp_path / "transport"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    for extra in ([], ["--overwrite"]):
+        result = CliRunner().invoke(app, ["export", "pocket", "-o", str(tmp_path / "mine"), *extra])
+        assert isinstance(result.exception, ArtifactError)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+@pytest.mark.slow
+def test_more_of_the_same_photo_than_are_left_out(place: Path, tmp_path: Path) -> None:
+    """Beyond 16 the others take no part either; only their traces in the weights stay."""
+    scorer = load(place, "votes")
+    scorer.model.pool = replace(scorer.model.pool, near_duplicate=-1.0)  # everybody is the photo itself
+    export_model(scorer, tmp_path / "out")
+    assert len(scorer.pool) > LEFT_OUT
+    decoded = [decode(made.photo(7), scorer.nodes.preprocess)]
+    found = run(open_session(tmp_path / "out" / "model.onnx", 1), views(decoded))
+    assert (found["references"] == -1).all()
+    (score,) = judged(scorer, decoded)
+    np.testing.assert_allclose(found["distribution"][0], score.distribution, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_pocket_on_500_real_photos(test_data: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", "pocket", "-o", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert read_manifest(tmp_path / "out", "export").inputs == {"model": Scorer.load("pocket").digest}
+    scorer = Scorer.load("pocket", workers=0, batch=1)
+    session = open_session(tmp_path / "out" / "model.onnx", 1)
+    rated = sorted((test_data / "data" / "oasis" / "images").iterdir())[::4]
+    others = sorted((test_data / "data" / "photos").rglob("*.jpg"))[::7]
+    paths = [*rated, *others][:500]
+    assert len(paths) == 500
+    for path in paths:
+        decoded = [decode(path, scorer.nodes.preprocess)]
+        agree(scorer, scorer.score(path), run(session, views(decoded)))
+
+
+@pytest.mark.slow
+def test_standard_on_real_photos(test_data: Path, tmp_path: Path) -> None:
+    weights = test_data / "weights" / "mobilenetv2_100.safetensors"
+    scorer = Scorer.load("standard", weights=weights, workers=0, batch=1)
+    export_model(scorer, tmp_path / "out")
+    session = open_session(tmp_path / "out" / "model.onnx", 1)
+    rated = sorted((test_data / "data" / "oasis" / "images").iterdir())[::80]
+    for path in [*rated, *sorted((test_data / "data" / "photos").rglob("*.jpg"))[::300]]:
+        decoded = [decode(path, scorer.nodes.preprocess)]
+        agree(scorer, scorer.score(path), run(session, views(decoded)))
