@@ -117,6 +117,30 @@ def train(folder: str, recipe: Recipe, die_at: int = 0, how: str = "", who: int 
     processes.from_first(lambda: save_model(model, place / "model"))
 
 
+def keep(folder: str, number: int) -> None:
+    """Open `folder`/run for a training of that number."""
+    Run(Path(folder) / "run", {"number": number})
+
+
+def reduce(folder: str, in_memory: bool) -> None:
+    """A `milnet` recipe's training, and its reducer's numbers of all photos, as each process has them."""
+    if not in_memory:
+        training.IN_MEMORY = 0
+    from test_reducer import wide_features
+
+    table = made.table(230)
+    split = Split(table.rows_where("split", "train"), table.rows_where("split", "test"))
+    beneath = replace(STILL, name="reducer", model="reducer", epochs=1)
+    recipe = replace(STILL, name="milnet", reducer=beneath, epochs=1)
+    features = wide_features(table)
+    run = Run(Path(folder) / "run", {"number": 1})
+    model = fit(recipe, table, features, split, 7, run=run)
+    rows = np.arange(230)[::-1].copy()
+    assert features.maps is not None
+    np.save(Path(folder) / f"reduced-{processes.rank()}.npy", model.reduce(features.maps, rows))
+    (Path(folder) / f"losses-{processes.rank()}.json").write_text(json.dumps([line["emd2"] for line in model.history]))
+
+
 def predict(folder: str, sizes: list[int]) -> None:
     """Predictions for the first n photos, for each n of `sizes`, as each process has them."""
     from milnet.recipe import make_network

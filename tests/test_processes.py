@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import made
@@ -25,6 +25,7 @@ from milnet.losses import AdaptiveEMD, Loss, LossName, PublishedAdaEMD, make_los
 from milnet.model.common import synchronise
 from milnet.recipe import Recipe, load_recipe, make_network
 from milnet.samples import shares
+from milnet.training import Run
 from several import STILL
 from test_cli import milnet
 from test_reducer import data_folder, wide_features
@@ -72,6 +73,7 @@ def test_each_model_has_the_losses_of_one_process(tmp_path: Path, changes: dict[
     same_losses(tmp_path, replace(STILL, **changes), (2,))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9))
 def test_a_batch_is_shared_whole_and_in_order(photos: int, processes: int) -> None:
     parts = shares(np.arange(photos, dtype=np.int64), processes)
@@ -132,6 +134,21 @@ def test_predictions_are_gathered_exactly(tmp_path: Path) -> None:
         with np.load(tmp_path / f"found-{rank}.npz") as data:
             for name, expected in zip(data.files, one, strict=True):
                 np.testing.assert_array_equal(data[name], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_reduced_numbers_are_gathered(tmp_path: Path, in_memory: bool) -> None:
+    """A reducer's numbers, from memory or from one file of all processes; four blocks for three of them."""
+    found = {}
+    for count in (1, 3):
+        (tmp_path / str(count)).mkdir()
+        several.run(count, several.reduce, str(tmp_path / str(count)), in_memory)
+        found[count] = [np.load(tmp_path / str(count) / f"reduced-{rank}.npy") for rank in range(count)]
+        assert all(np.array_equal(found[count][0], other) for other in found[count])
+        found[count].append(json.loads((tmp_path / str(count) / "losses-0.json").read_text()))
+    np.testing.assert_allclose(found[3][0], found[1][0], atol=2e-3)
+    np.testing.assert_allclose(found[3][-1], found[1][-1], atol=1e-5)
 
 
 def test_layer_norm_sees_one_photo_at_a_time() -> None:
@@ -234,6 +251,24 @@ def test_all_end_when_one_does(tmp_path: Path, how: str, who: int) -> None:
     assert len(said) == 1 and said[0].startswith(text)
     several.run(1 + who, several.train, str(tmp_path / "run"), STILL)
     assert load_model(tmp_path / "run" / "model")[0].epochs
+
+
+def test_what_the_first_refuses_all_refuse(tmp_path: Path) -> None:
+    """RUN of another training: read by the first process alone, and said once."""
+    several.run(2, several.keep, str(tmp_path), 1)
+    assert several.finish(several.start(2, several.keep, str(tmp_path), 2)) == [2, 2]
+    said = (tmp_path / "said.txt").read_text().splitlines()
+    assert len(said) == 1 and "holds an unfinished training of other data, options, seed" in said[0]
+
+
+def test_threads_go_with_the_number_of_processes(tmp_path: Path) -> None:
+    """A run goes on with the threads it had, unless other processes had them."""
+    for there, expected in (({}, 7), ({"processes": 1}, 7), ({"processes": 2}, torch.get_num_threads())):
+        path = tmp_path / f"run{len(there)}{expected}" / "identity.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({"identity": {"number": 1}, "threads": 7, **there}))
+        assert Run(path.parent, {"number": 1}).threads == expected
+        assert Run(path.parent, {"number": 1}).threads == expected
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------

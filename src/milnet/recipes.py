@@ -130,7 +130,7 @@ class Model:
         """Node features [n, 3C] of `rows` [n] of wide maps [N, 25, D], by the model's reducer."""
         assert self.reducer is not None
         found = np.empty((len(rows), self.reducer.outputs), np.float16)
-        reduce_into(found, self.reducer, maps, rows, np.arange(len(rows)), device=device)
+        reduce_together(found, self.reducer, maps, rows, np.arange(len(rows)), device=device)
         return found
 
     def predict(
@@ -188,6 +188,29 @@ def reduce_into(
             target[places[part]] = reducer.reduce(x).half().cpu().numpy()
             if progress is not None:
                 progress(min(start + _REDUCED_AT_ONCE, len(rows)), len(rows), "photos reduced")
+
+
+def reduce_together(
+    target: NDArray[np.float16],
+    reducer: Reducer,
+    maps: NDArray[Any] | Maps,
+    rows: IntArray,
+    places: IntArray,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    """`reduce_into`, dealt out to all processes in whole blocks: the same bits as of one."""
+    blocks = np.split(np.arange(len(rows)), range(_REDUCED_AT_ONCE, len(rows), _REDUCED_AT_ONCE))
+    own = processes.share(blocks)
+    mine = np.concatenate([blocks[0][:0], *own])
+    reduce_into(target, reducer, maps, rows[mine], places[mine], device=device, progress=progress)
+    if isinstance(target, np.memmap):  # one file of all processes
+        target.flush()
+        processes.meet()
+    elif processes.world() > 1:
+        found = processes.gathered([target[places[block]] for block in own], len(blocks))
+        target[places] = np.concatenate(found)
 
 
 def load_reducer(folder: Path) -> tuple[Reducer, Recipe, list[dict[str, float]]]:
@@ -327,15 +350,8 @@ class _Fit:
         """The same with the numbers that `reducer` makes of `rows` as nodes; the other rows hold NaN."""
         assert isinstance(reducer, Reducer)
         nodes = self.run.array(phase, (len(self.table), reducer.outputs))
-        blocks = np.split(rows, range(_REDUCED_AT_ONCE, len(rows), _REDUCED_AT_ONCE))
-        mine = np.concatenate([rows[:0], *processes.share(blocks)])  # whole blocks: the same bits as one process
-        reduce_into(nodes, reducer, require_maps(self.features), mine, mine, device=self.device, progress=self.progress)
-        if isinstance(nodes, np.memmap):  # one file of all processes
-            nodes.flush()
-            processes.meet()
-        elif processes.world() > 1:
-            found = processes.gathered([nodes[block] for block in processes.share(blocks)], len(blocks))
-            nodes[rows] = np.concatenate(found)
+        maps = require_maps(self.features)
+        reduce_together(nodes, reducer, maps, rows, rows, device=self.device, progress=self.progress)
         return replace(self, nodes=nodes)
 
     def out_of_fold(self, rows: IntArray, epochs: int, reducer_epochs: int) -> FloatArray:
