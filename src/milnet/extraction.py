@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +34,7 @@ from milnet.images import (
 )
 from milnet.mlsp import CELLS, Pooling
 from milnet.preprocess import Decoded, Preprocess, decode
+from milnet.runtime import Engine, make_engine
 
 Key = TypeVar("Key")
 _LARGE = 512  # pixels of the long side above which a photo is passed by itself
@@ -64,6 +65,7 @@ class Extractor:
 
     `batch`: photos in a forward pass; `workers`: decoding threads (0: decode in the calling thread). `pooling`: also
     give wide maps, pooled that way. `look`: what else is wanted of each decoded photo, in the decoding thread.
+    `engine`: passes photos through the backbone by onnxruntime (None: PyTorch does).
     """
 
     backbone: Backbone
@@ -74,6 +76,7 @@ class Extractor:
     max_pixels: int = MAX_PIXELS
     pooling: Pooling | None = None
     look: Callable[[Photo], Any] | None = None
+    engine: Engine | None = None
 
     @staticmethod
     def build(
@@ -85,8 +88,9 @@ class Extractor:
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
         pooling: Pooling | None = None,
+        runtime: str = "torch",
     ) -> Extractor:
-        """Choose what was left open: `default_batch`, and one decoding thread a core."""
+        """Choose what was left open: `default_batch`, and one decoding thread a core. `runtime`: see `make_engine`."""
         target = torch.device(device)
         batch = default_batch(preprocess, target.type) if batch is None else batch
         workers = min(os.cpu_count() or 1, 16) if workers is None else workers
@@ -104,7 +108,9 @@ class Extractor:
                 raise UsageError(
                     f"{backbone.name} takes inputs of {backbone.native_size} pixels alone, got the sizes {shown}"
                 )
-        return Extractor(backbone, preprocess, batch, target, workers, max_pixels, pooling)
+        made = Extractor(backbone, preprocess, batch, target, workers, max_pixels, pooling)
+        passes, maps = made.side_by_side, pooling is not None
+        return replace(made, engine=make_engine(backbone, runtime, device=target.type, passes=passes, maps=maps))
 
     @property
     def side_by_side(self) -> int:
@@ -181,10 +187,15 @@ class Extractor:
         backbone = backbone or self.backbone
         found: list[NDArray[np.float32]] = []  # for each size [n, D]
         maps: NDArray[np.float32] | None = None
-        for view, first in enumerate(group[0][1].views):
-            pixels = np.zeros((self.batch, *first.shape), np.uint8)
+        views = [np.zeros((self.batch, *first.shape), np.uint8) for first in group[0][1].views]
+        for view, pixels in enumerate(views):
             for row, (_, decoded) in enumerate(group):
                 pixels[row] = decoded.views[view]
+        by_onnx = self.engine if self.engine is not None and self.engine.wanted(views) else None
+        for pixels in views:
+            if by_onnx is not None:
+                found.append(by_onnx(pixels)[: len(group)])
+                continue
             x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # NHWC in memory = channels_last
             if self.pooling is None:
                 narrow = backbone(x)
@@ -296,6 +307,7 @@ def load_extractor(
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     pooling: Pooling | None = None,
+    runtime: str = "torch",
 ) -> Extractor:
     """The extractor that a features manifest describes; refuses weights of another digest, and features without one.
 
@@ -321,6 +333,7 @@ def load_extractor(
         workers=workers,
         max_pixels=max_pixels,
         pooling=pooling,
+        runtime=runtime,
     )
 
 

@@ -228,17 +228,29 @@ class Engine:
         require_onnx("--runtime onnx")
         self.backbone, self.passes = backbone, passes
         self.said = ""
-        self._threads = max(1, torch.get_num_threads() // passes)  # of one pass
-        self._sessions: dict[int, Any] = {}
-        self._lock = Lock()
         self._wanted: bool | None = None if probe else True
-        self._path: Path | None = None
+        self._set_up()
         try:
-            self._path = backbone_file(backbone)
+            backbone_file(backbone)
         except ExportError as error:
             if not probe:
                 raise
             self._wanted, self.said = False, f"PyTorch: {error}"
+
+    def _set_up(self) -> None:
+        """What belongs to this process."""
+        self.passes = min(self.passes, torch.get_num_threads())
+        self._threads = torch.get_num_threads() // self.passes  # of one pass
+        self._sessions: dict[int, Any] = {}
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens its own sessions, and probes for itself."""
+        return {name: part for name, part in self.__dict__.items() if name not in ("_sessions", "_lock", "_threads")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._set_up()
 
     def __call__(self, photos: Images) -> NDArray[np.float32]:
         """Features [B, D], by as many threads as PyTorch has in the calling one."""
@@ -258,9 +270,8 @@ class Engine:
             return self._open(threads)
 
     def _open(self, threads: int) -> Any:
-        assert self._path is not None
         if threads not in self._sessions:
-            self._sessions[threads] = open_session(self._path, threads)
+            self._sessions[threads] = open_session(backbone_file(self.backbone), threads)
         return self._sessions[threads]
 
     def _probe(self, views: Sequence[Images]) -> bool:
@@ -303,15 +314,10 @@ def make_engine(backbone: Backbone, runtime: str, *, device: str, passes: int, m
         raise UsageError(f"--runtime {runtime}: expected {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}")
     if runtime == "torch":
         return None
-    reason = (
-        "wide maps are made by PyTorch"
-        if maps
-        else f"on {device} photos are passed by PyTorch"
-        if device != "cpu"
-        else ""
-    )
-    if not reason:
+    if not maps and device == "cpu":
         return Engine(backbone, probe=runtime == "auto", passes=passes)
-    if runtime == "onnx":
-        raise UsageError(f"--runtime onnx: {reason} alone: pass --runtime torch" + (", or --device cpu" * (not maps)))
-    return None
+    if runtime == "auto":
+        return None
+    if maps:
+        raise UsageError("--runtime onnx: wide maps are made by PyTorch alone; pass --runtime torch")
+    raise UsageError(f"--runtime onnx: onnxruntime computes on the CPU here, not on {device}; pass --device cpu")

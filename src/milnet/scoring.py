@@ -242,6 +242,7 @@ class Scorer:
         max_pixels: int = MAX_PIXELS,
         stars: Sequence[float] | None = None,
         stars_of: StarsOf = "percentile",
+        runtime: str = "torch",
     ) -> Scorer:
         """Load a MODEL folder, or a shipped model by its name, and the backbones its features were made with.
 
@@ -250,8 +251,10 @@ class Scorer:
         a taste each number of stars as often as the person gave it.
         `weights`, `semantic_weights`: where the weights of the node and the semantic backbone are now ("hub" may
         download them); by default where they were for the features, or the hub's cache. A model of one backbone needs
-        the first alone. Raises ArtifactError for a folder that is no model, WeightsError when the backbone's weights
-        are missing or not the same, UsageError when the features were not made from photos.
+        the first alone. `runtime`: what passes photos through the backbones: torch, onnx (onnxruntime, on a CPU), or
+        auto, the faster of the two here; scores differ by rounding. Raises ArtifactError for a folder that is no model,
+        WeightsError when the backbone's weights are missing or not the same, UsageError when the features were not made
+        from photos.
         """
         model = find_model(model)
         taste: Taste | None = None
@@ -274,6 +277,7 @@ class Scorer:
             raise ArtifactError(f"{model} reduces wide maps but does not say how they were pooled: train it again")
         how: Any = {
             "offline": offline, "device": device, "batch": batch, "workers": workers, "max_pixels": max_pixels,
+            "runtime": runtime,
         }  # fmt: skip
         own: Any = {"device": device, "stars": stars, "stars_of": stars_of, "taste": taste}
         place, expected = where_weights(part, weights, "--weights")
@@ -313,6 +317,12 @@ class Scorer:
     def batch(self) -> int:
         """Photos a forward pass."""
         return self.nodes.batch
+
+    @property
+    def probed(self) -> list[str]:
+        """What was measured to choose between PyTorch and onnxruntime; nothing before the first photos have passed."""
+        engines = dict.fromkeys((self.nodes.engine, self.semantic.engine))
+        return [engine.said for engine in engines if engine is not None and engine.said]
 
     def score(self, photos: Sequence[Source] | Source, *, progress: Progress | None = None) -> list[Score]:
         """Score paths, bytes, PIL images or arrays (HWC uint8 RGB in [0, 255]), one or many, in their order.

@@ -33,6 +33,7 @@ from milnet.cli.common import (
     training_side,
     warn_of_norms,
 )
+from milnet.cli.showing import Runtime
 from milnet.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def features(
         typer.Option(min=1, help="Photos a forward pass.", show_default="4 on a CPU (1 above 512 pixels), else 64"),
     ] = None,
     workers: Workers = None,
+    runtime: Runtime = "torch",
     address: Address = None,
     ray_workers: RayWorkers = None,
     images: Annotated[
@@ -142,7 +144,7 @@ def features(
     assert backbone is not None
     extractor = make_extractor(
         context, backbone, weights, size=sizes, fit=fit, preprocess=preprocess, pooling=pooling, wide=wide, draft=draft,
-        batch=batch, workers=threads, max_pixels=max_pixels,
+        batch=batch, workers=threads, max_pixels=max_pixels, runtime=runtime,
     )  # fmt: skip
     with cluster or nullcontext() as runner:
         return extract_features(
@@ -205,6 +207,8 @@ def extract_features(
         f"{folder}: {manifest.counts['photos']:,} photos x {made.width:,} ({ranges}), {seconds:.1f} s, "
         f"{len(table) / seconds:.1f} photos/s, digest {manifest.digest[:12]}"
     )
+    if extractor.engine is not None and extractor.engine.said:
+        context.say(extractor.engine.said)
     twins = same_pixels(table, made)
     for ids in twins:
         context.say(f"the same picture under {len(ids)} names: {', '.join(ids)} (kept on one side of every split)")
@@ -254,6 +258,7 @@ def make_extractor(
     batch: int | None = None,
     workers: int | None = None,
     max_pixels: int | None = None,
+    runtime: str = "torch",
 ) -> Extractor:
     """The extractor that the options of `milnet features` describe."""
     from milnet.backbones import PUBLISHED, load_backbone
@@ -304,6 +309,7 @@ def make_extractor(
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
         pooling=None if wide is None else chosen,  # type: ignore[arg-type]
+        runtime=runtime,
     )
 
 

@@ -21,7 +21,7 @@ from milnet.cli.common import (
     command_line,
     read_workers,
 )
-from milnet.cli.showing import ModelName, Stars, find_library, load_scorer, show_scores, tell_failures
+from milnet.cli.showing import ModelName, Runtime, Stars, find_library, load_scorer, show_scores, tell_failures
 from milnet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def score(
         int | None, typer.Option(min=1, help="Refuse photos with more pixels.", show_default="200 million")
     ] = None,
     stars: Stars = None,
+    runtime: Runtime = "torch",
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Neither use nor fill the cache of earlier runs.")
     ] = False,
@@ -156,7 +157,7 @@ def score(
     if files and context.json:
         raise UsageError("--files and --json both say what stands on standard output: pass one of them")
     context.quiet = context.quiet or files  # standard output is for the paths
-    how = {"batch": batch, "workers": threads, "max_pixels": max_pixels or MAX_PIXELS}
+    how = {"batch": batch, "workers": threads, "max_pixels": max_pixels or MAX_PIXELS, "runtime": runtime}
     if many:
         name, scorer = load_scorer(context, model, stars, weights, **how)
         return _score_many(
@@ -213,6 +214,8 @@ def score(
         if (output or report) and len(scores) > 20:
             context.say(f"... and {len(scores) - 20:,} more in {output or report}")
         _tell_counts(context, scored, scores, failures, seconds)
+        for line in scorer.probed:
+            context.say(line)
         for path in (output, report):
             if path is not None:
                 context.say(str(path))

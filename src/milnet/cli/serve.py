@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milnet.cli.common import Context, command
-from milnet.cli.showing import Stars, read_stars
+from milnet.cli.showing import Runtime, Stars, read_stars
 from milnet.errors import ArtifactError, MilnetError, MissingExtraError, UsageError
 from milnet.places import MODELS, find_model
 
@@ -82,6 +82,7 @@ def serve(
         str | None, typer.Option(help="Where the backbone's weights are now.", show_default="as at training")
     ] = None,
     stars: Stars = None,
+    runtime: Runtime = "torch",
 ) -> Mapping[str, Any]:
     """Score photos in a page, and for other programs over HTTP. Photos stay in memory; nothing is written."""
     for package in _EXTRA:
@@ -111,7 +112,7 @@ def serve(
     if token is not None:
         check_token(token)
     with listen(host, port) as listening:
-        served = _load(context, model, weights, stars)
+        served = _load(context, model, weights, stars, runtime)
         for one in served:
             context.say(one.introduction)
         limits = Limits(max_bytes << 20, max_photos, max_pixels, max(512, 2 * max_bytes) << 20)
@@ -134,6 +135,8 @@ def serve(
         shown, number = (f"[{host}]" if ":" in host else host), listening.getsockname()[1]
 
         def started() -> None:
+            for line in dict.fromkeys(line for one in served for line in one.scorer.probed):
+                context.say(line)
             context.say(f"http://{shown}:{number}/ is there; Ctrl-C ends it")
             if made:
                 context.say(f"token: {token} (the page asks for it; programs send it as Authorization: Bearer)")
@@ -153,13 +156,15 @@ def _token(file: Path | None) -> str | None:
     return os.environ.get(TOKEN, "").strip() or None
 
 
-def _load(context: Context, models: list[str] | None, weights: str | None, stars: str | None) -> list[Served]:
+def _load(
+    context: Context, models: list[str] | None, weights: str | None, stars: str | None, runtime: str
+) -> list[Served]:
     """The models that are named, else the shipped ones that work here."""
     from milnet.scoring import Scorer
     from milnet.server.engine import Served
     from milnet.shipped import best_model
 
-    how = {"device": context.compute_device(), "offline": context.offline, **read_stars(stars)}
+    how = {"device": context.compute_device(), "offline": context.offline, "runtime": runtime, **read_stars(stars)}
     if not models:
         best = best_model(context.warn)
         models = [best, *(name for name in MODELS if name != best and name == "pocket")]

@@ -22,6 +22,13 @@ ModelName = Annotated[
         help="MODEL folder, or a shipped model: pocket | standard.", show_default="standard if its weights were added"
     ),
 ]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        help="What passes photos through the backbone: torch | onnx (extra onnx, on a CPU) | auto (times both on the "
+        "first photos, takes the faster)."
+    ),
+]
 Stars = Annotated[
     str | None,
     typer.Option(
