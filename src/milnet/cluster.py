@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -217,6 +218,9 @@ def _start(ray: Any, address: str | None, cpus: int) -> None:
     if address is None:
         how = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
+        if address is not None and address != "auto":  # Ray itself would try for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         with _unheard():
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **how)
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:  # ConnectionError is an OSError

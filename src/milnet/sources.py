@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, overload
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from milnet.errors import ImageError, MissingExtraError, UsageError, in_short
 from milnet.images import SUFFIXES
@@ -175,7 +175,7 @@ def shown(place: str) -> str:
     if not _URL.match(place):
         return place
     parts = urlsplit(place)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _numbered(text: str) -> Iterator[str]:
@@ -352,11 +352,13 @@ def _at_url(url: str) -> list[str]:
         if info.type == pa.fs.FileType.File:
             return [url]
         entries = system.get_file_info(pa.fs.FileSelector(path, recursive=True))
+    except FileNotFoundError:
+        entries = []
     except (OSError, ValueError) as error:
         raise UsageError(f"{shown(url)}: cannot be listed ({in_short(error)})") from error
     names = sorted(entry.path for entry in entries if entry.type == pa.fs.FileType.File)
     if pattern:
-        names = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        names = [name for name in names if fnmatch.fnmatchcase(name.lstrip("/"), pattern.lstrip("/"))]
     else:
         names = [name for name in names if _suffix(name) in SUFFIXES]
     if not names:
@@ -388,6 +390,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self._own = threading.local()
+        self._open_files: set[Any] = set()
         self._lock = threading.Lock()
         self._rows: tuple[str, int, int, Any] = ("", 0, 0, None)  # place, first row, last row + 1, the column
 
@@ -408,8 +411,19 @@ class _Reader:
 
     def _open(self, place: str) -> Any:
         if getattr(self._own, "place", None) != place:
-            self._own.file, self._own.place = _file(place), place
+            file = _file(place)
+            old, self._own.file, self._own.place = getattr(self._own, "file", None), file, place
+            with self._lock:
+                self._open_files.add(file)
+                self._open_files.discard(old)
+            if old is not None:
+                old.close()
         return self._own.file
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        for file in self._open_files:
+            file.close()
 
     def _row(self, item: Item) -> bytes:
         with self._lock:  # neighbours wait for the same part anyway
@@ -475,7 +489,8 @@ def opened(items: Iterable[tuple[Key, Item]], failed: dict[Key, ImageError]) -> 
             while waiting:
                 yield from first()
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
+            reader.close()
 
 
 # ---- work ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,251 @@
+"""Photos out of tar shards, Parquet files and object storage: each item leads to the bytes that were put there."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import made
+from milnet import sources
+from milnet.errors import ImageError, UsageError
+from milnet.sources import Item, Photos, find_sources, opened, pieces, shown
+
+pyarrow = pytest.importorskip("pyarrow")
+
+
+def jpeg(seed: int) -> bytes:
+    stream = io.BytesIO()
+    made.photo(seed).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=form) as shard:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+
+
+def contents(photos: Photos) -> dict[str, bytes]:
+    """What is read of each photo, by its name; in the order of the photos."""
+    failed: dict[int, ImageError] = {}
+    found = {
+        photos[row].name: source if isinstance(source, bytes) else source.read_bytes()
+        for row, source in opened(enumerate(photos), failed)
+    }
+    assert not failed
+    return found
+
+
+def test_tar_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {f"{i:03}.jpg": jpeg(i) for i in range(7)}
+    names = list(data)
+    write_tar(Path("p-08.tar"), {names[0]: data[names[0]], "000.json": b"{}", "below/a.JPG": data[names[1]]})
+    long = "d/" * 80 + "long.jpg"
+    write_tar(Path("p-09.tar"), {"000.cls": b"1", long: data[names[2]]}, tarfile.GNU_FORMAT)
+    write_tar(Path("p-10.tar"), {name: data[name] for name in names[3:]})
+    found = find_sources(["p-{08..10}.tar"])
+    assert contents(found.photos) == {
+        "p-08.tar/000.jpg": data[names[0]],
+        "p-08.tar/below/a.JPG": data[names[1]],
+        f"p-09.tar/{long}": data[names[2]],
+        **{f"p-10.tar/{name}": data[name] for name in names[3:]},
+    }
+    assert not found.failures
+    assert list(find_sources(["p-*.tar"]).photos) == list(found.photos)
+    assert found.photos[-1] == found.photos[len(found.photos) - 1] and len(found.photos[2:5]) == 3
+
+
+def test_damaged_tars(tmp_path: Path) -> None:
+    whole = {f"{i}.jpg": jpeg(i) for i in range(3)}
+    write_tar(tmp_path / "whole.tar", whole)
+    data = (tmp_path / "whole.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(data[: len(data) // 2])
+    (tmp_path / "zip.tar").write_bytes(b"PK\x03\x04" + data[:2000])
+    found = find_sources([tmp_path / f"{name}.tar" for name in ("cut", "zip", "whole")])
+    assert [(Path(error.file).name, error.reason[:12]) for error in found.failures] == [
+        ("cut.tar", "is cut short"),
+        ("zip.tar", "is damaged, "),
+    ]
+    read = contents(found.photos)  # what lies before the damage is whole
+    assert {name: read[f"{tmp_path}/whole.tar/{name}"] for name in whole} == whole
+    assert 0 < len(read) - len(whole) < len(whole)
+
+
+def table(path: Path, columns: dict[str, list[object]], rows: int = 3) -> None:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=rows)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    import pyarrow.parquet  # noqa: F401
+
+    data = [jpeg(i) for i in range(8)]
+    plain, hugging, keyed, bare = (str(tmp_path / f"{name}.parquet") for name in ("plain", "hugging", "keyed", "bare"))
+    table(Path(plain), {"id": [f"p{i}" for i in range(8)], "image": data})
+    table(Path(hugging), {"label": [1] * 8, "image": [{"bytes": d, "path": f"{i}.jpg"} for i, d in enumerate(data)]})
+    table(Path(keyed), {"__key__": list("abcdefgh"), "jpg": data, "png": data[::-1]})
+    table(Path(bare), {"other": data[::-1], "mine": data})
+    assert contents(find_sources([plain]).photos) == {f"{plain}/p{i}": d for i, d in enumerate(data)}
+    assert contents(find_sources([hugging]).photos) == {f"{hugging}/{i}.jpg": d for i, d in enumerate(data)}
+    assert contents(find_sources([keyed]).photos) == dict(zip((f"{keyed}/{k}" for k in "abcdefgh"), data, strict=True))
+    assert contents(find_sources([bare], image_column="mine").photos) == {f"{bare}/{i}": d for i, d in enumerate(data)}
+    photos = find_sources([hugging]).photos
+    some = [photos[i] for i in (7, 0, 4)]  # of other row groups than those read before
+    assert [bytes_ for _, bytes_ in opened(enumerate(some), {})] == [data[7], data[0], data[4]]
+
+
+def test_parquet_says_what_is_wrong(tmp_path: Path) -> None:
+    import pyarrow.parquet  # noqa: F401
+
+    table(tmp_path / "a.parquet", {"image": ["no", "bytes"], "n": [1, 2]})
+    with pytest.raises(UsageError, match=r"expected a column with the bytes of photos.*there are: image, n"):
+        find_sources([tmp_path / "a.parquet"])
+    with pytest.raises(UsageError, match="called 'x'"):
+        find_sources([tmp_path / "a.parquet"], image_column="x")
+    (tmp_path / "b.parquet").write_bytes(b"nothing")
+    assert "cannot be listed" in find_sources([tmp_path / "b.parquet"]).failures[0].reason
+    table(tmp_path / "c.parquet", {"image": [None, b"x"]})
+    failed: dict[int, ImageError] = {}
+    assert [key for key, _ in opened(enumerate(find_sources([tmp_path / "c.parquet"]).photos), failed)] == [1]
+    assert "the row holds no bytes" in failed[0].reason and failed[0].file.endswith("c.parquet/0")
+
+
+def test_files_of_this_machine(tmp_path: Path) -> None:
+    """As without shards: paths, which the decoder opens itself."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("b.jpg", "a.jpg", "notes.txt"):
+        (folder / name).write_bytes(jpeg(1))
+    found = find_sources([folder])
+    assert found.photos.names == [str(folder / "a.jpg"), str(folder / "b.jpg")]
+    assert [source for _, source in opened(enumerate(found.photos), {})] == [folder / "a.jpg", folder / "b.jpg"]
+    assert find_sources([f"file://{folder}"]).photos.names == [f"file://{folder}/a.jpg", f"file://{folder}/b.jpg"]
+    with pytest.raises(UsageError, match="no such file, folder or pattern"):
+        find_sources([tmp_path / "none"])
+    with pytest.raises(UsageError, match=r"expected ascending numbers, got \{3\.\.1\}"):
+        find_sources(["a{3..1}.tar"])
+    (folder / os.fsdecode(b"\xff.jpg")).write_bytes(jpeg(1))
+    assert "not valid UTF-8" in find_sources([folder]).failures[0].reason
+
+
+def test_any_file_system(tmp_path: Path) -> None:
+    """What fsspec knows, here its memory."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    data = {f"/some/x/{i}.jpg": jpeg(i) for i in range(3)}
+    for name, one in data.items():
+        memory.pipe(name, one)
+    memory.pipe("/some/readme.txt", b"no photo")
+    write_tar(tmp_path / "t.tar", {"in.jpg": data["/some/x/0.jpg"]})
+    memory.pipe("/some/t.tar", (tmp_path / "t.tar").read_bytes())
+    try:
+        found = contents(find_sources(["memory://some"]).photos)
+        assert list(found.values()) == list(data.values())
+        assert next(iter(found)).startswith("memory://") and next(iter(found)).endswith("some/x/0.jpg")
+        assert list(contents(find_sources(["memory://some/*.tar"]).photos).values()) == [data["/some/x/0.jpg"]]
+        assert list(contents(find_sources(["memory://some/x/[12].jpg"]).photos).values()) == list(data.values())[1:]
+        with pytest.raises(UsageError, match="there is no such file, folder of photos or pattern"):
+            find_sources(["memory://some/y*.jpg"])
+        failed: dict[int, ImageError] = {}
+        assert list(opened([(0, Item("n", "memory://none.jpg"))], failed)) == []
+        assert str(failed[0]) == "n: does not exist"
+    finally:
+        memory.rm("/some", recursive=True)
+    with pytest.raises(UsageError, match="no way to read such a URL here"):
+        find_sources(["nonsense://a/b.jpg"])
+
+
+def test_a_list_may_name_both(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    listed = tmp_path / "list"
+    listed.write_text(f"s3://bucket/b.jpg\n{tmp_path / 'a.jpg'}\n{tmp_path / 'none.jpg'}\n")
+    found = find_sources(files_from=listed)
+    assert found.photos.names == [str(tmp_path / "a.jpg"), "s3://bucket/b.jpg"]
+    assert [error.reason for error in found.failures] == ["does not exist"]
+
+
+def test_no_secret_is_shown() -> None:
+    place = "s3://key:secret@bucket/a/b.jpg?endpoint_override=http%3A%2F%2Fhere%3A1"
+    assert shown(place) == "s3://bucket/a/b.jpg"
+    assert shown("a/b.jpg?x") == "a/b.jpg?x"
+
+
+def test_what_vanishes_meanwhile_is_a_failure(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(30)})
+    photos = find_sources([tmp_path / "a.tar"]).photos
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[: len(data) // 2])
+    failed: dict[int, ImageError] = {}
+    read = dict(opened(enumerate(photos), failed))
+    assert read.keys() | failed.keys() == set(range(30)) and not read.keys() & failed.keys()
+    assert len(read) > 5 and len(failed) > 5
+    assert all("cannot be read (OSError: the tar ends after" in error.reason for error in failed.values())
+
+
+def test_pieces() -> None:
+    assert [list(one) for one in pieces([0, 1, 2, 3, 7, 8, 10], 3)] == [[0, 1, 2], [3], [7, 8], [10]]
+    assert pieces([], 3) == []
+    assert [list(one) for one in pieces(range(5), 2)] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of an S3 server of this machine."""
+    pytest.importorskip("moto.server")
+    pytest.importorskip("pyarrow.fs")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+    sources._systems.clear()
+
+
+def fill(s3: str, bucket: str, files: dict[str, bytes]) -> None:
+    storage = pyarrow.fs.S3FileSystem(
+        endpoint_override=s3, access_key="a", secret_key="b", region="us-east-1", allow_bucket_creation=True
+    )
+    storage.create_dir(bucket)
+    for name, data in files.items():
+        with storage.open_output_stream(f"{bucket}/{name}") as stream:
+            stream.write(data)
+
+
+def options(s3: str) -> str:
+    return f"?scheme=http&region=us-east-1&endpoint_override={s3.removeprefix('http://')}"
+
+
+def test_object_storage(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefix, tar shards and Parquet in S3; where the server is, by the URL or by the environment."""
+    import pyarrow.parquet  # noqa: F401
+
+    data = {f"2021/{i}.jpg": jpeg(i) for i in range(5)}
+    write_tar(tmp_path / "0.tar", {"key.jpg": data["2021/3.jpg"]})
+    table(tmp_path / "0.parquet", {"id": ["x"], "image": [data["2021/4.jpg"]]})
+    shards = {f"shards/{name}": (tmp_path / name).read_bytes() for name in ("0.tar", "0.parquet")}
+    fill(s3, "photos", data | shards | {"2021/notes.txt": b"-"})
+    url = f"s3://a:b@photos/2021{options(s3)}"
+    found = contents(find_sources([url]).photos)
+    assert found == {f"s3://photos/{name}": one for name, one in data.items()}
+    assert contents(find_sources([f"s3://a:b@photos/shards/0.tar{options(s3)}"]).photos) == {
+        "s3://photos/shards/0.tar/key.jpg": data["2021/3.jpg"]
+    }
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    assert contents(find_sources(["s3://photos/shards/*.parquet"]).photos) == {
+        "s3://photos/shards/0.parquet/x": data["2021/4.jpg"]
+    }
+    assert len(find_sources(["s3://photos/2021/[0-2].jpg"]).photos) == 3
+    with pytest.raises(UsageError, match="s3://photos/2022: there is no such file"):
+        find_sources(["s3://photos/2022"])
