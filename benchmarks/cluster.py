@@ -36,6 +36,7 @@ from milnet.library import photos_below
 from timing import machine
 
 WAYS = ("one process", "ray", "ray, a worker killed")
+Told = list[tuple[float, int]]  # seconds, photos that were finished
 _TOLD = re.compile(r"photos: ([\d,]+) of ([\d,]+)")
 
 
@@ -86,17 +87,18 @@ def is_worker(pid: int) -> bool:
         return False
 
 
-def watch(
-    process: subprocess.Popen[bytes], part: Path, count: int, kill: bool
-) -> tuple[float, int, int, list[tuple[float, int]]]:
-    """Most megabytes, processes then, workers killed, and (seconds, photos in finished shards) as they came."""
+def watch(process: subprocess.Popen[bytes], part: Path, count: int, kill: bool) -> tuple[float, int, int, Told]:
+    """Most megabytes, processes then, workers killed, and what was finished when."""
     most, processes, killed = 0.0, 0, 0
-    seen: list[tuple[float, int]] = []
+    seen: Told = []
+    looked = 0.0
     while process.poll() is None:
         pids = below(process.pid)
-        now = proportional(pids)
-        if now > most:
-            most, processes = now, len(pids)
+        if time.perf_counter() - looked > 1:  # it takes the kernel some time
+            looked = time.perf_counter()
+            now = proportional(pids)
+            if now > most:
+                most, processes = now, len(pids)
         spans = [shard.stem.split("-") for shard in part.glob("*.parquet")]
         done = sum(int(last) - int(first) for first, last in spans)
         if done and (not seen or done > seen[-1][1]):
@@ -116,7 +118,7 @@ def run(folder: Path, way: str, count: int, model: str, output: Path) -> Run:
         how = ["--workers", "ray", "--ray-workers", "2", "--threads", "1"]
     command = [sys.executable, "-m", "milnet", "score", str(folder), "--model", model, "-o", str(output), *how]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    told: list[tuple[float, int]] = []
+    told: Told = []
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
         reader = threading.Thread(target=_listen, args=(process, told))
@@ -133,7 +135,7 @@ def run(folder: Path, way: str, count: int, model: str, output: Path) -> Run:
     return Run(seconds, steady, most, processes, killed)
 
 
-def _listen(process: subprocess.Popen[bytes], told: list[tuple[float, int]]) -> None:
+def _listen(process: subprocess.Popen[bytes], told: Told) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         found = _TOLD.search(line.decode())

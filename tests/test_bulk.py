@@ -249,3 +249,35 @@ def test_the_command(folder: Path, whole: Scored, tmp_path: Path, monkeypatch: p
     ):
         result = run(app, ["score", *arguments, "--model", "pocket"])
         assert result.exit_code != 0 and text in str(result.exception), (arguments, result.output)
+
+
+def test_features_of_photos_in_shards(folder: Path, tmp_path: Path) -> None:
+    """A table's photos are found by name in a tar, and by id in a Parquet file: the same bits as from a folder."""
+    import tarfile
+
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet  # noqa: F811
+
+    names = [photo.name for photo in sorted(folder.glob("*.jpg"))][:12]
+    (tmp_path / "votes.csv").write_text(
+        "image,v1,v2,v3\n" + "".join(f"{name},1,2,1\n" for name in [*names, "none.jpg"])
+    )
+    with tarfile.open(tmp_path / "p.tar", "w") as shard:
+        for name in names:
+            shard.add(folder / name, name)
+    data = [(folder / name).read_bytes() for name in names]
+    keys = [Path(name).stem for name in names]
+    pyarrow.parquet.write_table(pyarrow.table({"__key__": keys, "jpg": data}), tmp_path / "p.parquet")
+    run = CliRunner().invoke
+    digests = []
+    for images in (folder, tmp_path / "p.tar", tmp_path / "p.parquet"):
+        target = tmp_path / f"data-{images.name}"
+        call = ["import", "table", str(tmp_path / "votes.csv"), "-o", str(target)]
+        assert run(app, call).exit_code == 0
+        result = run(app, ["features", str(target), "--backbone", "pocket", "--images", str(images)])
+        assert result.exit_code == 1 and "11 photos x 993" in result.output, result.output  # one broken, one missing
+        digests.append(read_manifest(target / "features" / "pocket").files)
+        errors = (target / "features" / "pocket" / "errors.csv").read_text()
+        reason = "photos/none.jpg,does not exist" if images == folder else "none,,no file is known for this photo"
+        assert reason in errors
+    assert digests[0] == digests[1] == digests[2]

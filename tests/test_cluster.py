@@ -142,6 +142,37 @@ def test_scores_are_the_same(cluster: Cluster, photos: Path, tmp_path: Path) -> 
 
 
 @slow
+def test_object_storage(cluster: Cluster, photos: Path, tmp_path: Path) -> None:
+    """Workers read an S3 server; the same scores as of the files."""
+    pytest.importorskip("moto.server")
+    import pyarrow.fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        storage = pyarrow.fs.S3FileSystem(
+            endpoint_override=f"http://{host}:{port}", access_key="a", secret_key="b", region="us-east-1",
+            allow_bucket_creation=True,
+        )  # fmt: skip
+        storage.create_dir("bucket")
+        names = sorted(photos.glob("*.jpg"))[:20]
+        for photo in names:
+            with storage.open_output_stream(f"bucket/below/{photo.name}") as stream:
+                stream.write(photo.read_bytes())
+        url = f"s3://a:b@bucket/below?scheme=http&region=us-east-1&endpoint_override={host}:{port}"
+        scorer = Scorer.load("pocket", workers=1)
+        made = score_all(scorer, find_sources([url]).photos, tmp_path / "part", cluster)
+    finally:
+        server.stop()
+    found = {score.photo: score.score for score in made.scores()}
+    whole = score_files(scorer, names)
+    expected = {f"s3://bucket/below/{Path(score.photo).name}": score.score for score in whole.scores}
+    assert len(found) == 20 and found == pytest.approx(expected, abs=1e-5)
+
+
+@slow
 def test_a_worker_that_is_killed_changes_nothing(cluster: Cluster, photos: Path, tmp_path: Path) -> None:
     table, extractor = table_of(photos), extractor_of()
     killed: list[int] = []
