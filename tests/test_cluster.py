@@ -370,7 +370,7 @@ def test_a_running_cluster(photos: Path, tmp_path: Path) -> None:
             [*call, "features", data, "--backbone", "pocket", "--workers", "ray", "--address", address, "--images",
              tmp_path / "p-{0..1}.tar"], capture_output=True, text=True,
         )  # fmt: skip
-        assert "60 photos x" in run.stdout and "photos: 61 in" in run.stdout, run.stdout + run.stderr
+        assert "60 photos x" in run.stdout and "photos: 61 of 61 in" in run.stdout, run.stdout + run.stderr
         assert head.poll() is None
     finally:
         children = below(head.pid)

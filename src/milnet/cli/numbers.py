@@ -163,10 +163,12 @@ def _find_images(
     for failure in sources.failures:
         context.warn(str(failure))
     names = dict(zip(sources.photos.names, range(len(sources.photos)), strict=True))
-    wanted = [file or id_ for file, id_ in zip(table.images or table.ids, table.ids, strict=True)]
-    report: list[str] = []
-    found = match_photos(wanted, names, sources.photos.names, ", ".join(images), report)
-    context.say("; ".join(report))
+    where = ", ".join(images)
+    found = dict(enumerate(match_photos(table.images or table.ids, names, sources.photos.names, where, [])))
+    left = [row for row, name in found.items() if not name]  # a key or id of a shard has no ending
+    by_id = match_photos([table.ids[row] for row in left], names, sources.photos.names, where, [])
+    found |= zip(left, by_id, strict=True)
+    context.say(f"photos: {sum(map(bool, found.values())):,} of {len(table):,} in {where}")
     return lambda row: sources.photos[names[found[row]]] if found[row] else None
 
 
