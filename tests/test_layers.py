@@ -18,9 +18,10 @@ ORDER = [
     "packets", "embedded", "xmp",
     "datasets", "sources", "cluster", "ratings", "splits",
     "_torchvision", "features", "mlsp", "pocket", "pickles", "backbones", "weights", "runtime", "extraction", "storing",
-    "references", "index", "model", "pool", "album", "published_files", "losses", "metrics", "processes", "samples", "training", "tuning",
-    "recipe", "doubt", "recipes", "compact", "checkpoints", "reduction", "published", "results", "evaluation", "growing",
-    "figures", "explanation", "taste", "shipped",
+    "references", "index", "model", "pool", "album", "published_files", "losses", "metrics", "processes",
+    "samples", "training", "tuning",
+    "recipe", "doubt", "recipes", "compact", "checkpoints", "reduction", "published", "results", "evaluation",
+    "growing", "figures", "explanation", "taste", "shipped",
     "cache", "scoring", "outputs", "bulk", "export",
     "report", "demo", "server", "cli", "__main__",
 ]  # fmt: skip
