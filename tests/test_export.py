@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from typer.testing import CliRunner
 
 import made
@@ -211,13 +215,21 @@ def test_more_of_the_same_photo_than_are_left_out(place: Path, tmp_path: Path) -
     np.testing.assert_allclose(found["distribution"][0], score.distribution, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_pocket_on_500_real_photos(test_data: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["export", "pocket", "-o", str(tmp_path / "out"), "--json"])
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`milnet export pocket`."""
+    folder = tmp_path_factory.mktemp("pocket") / "out"
+    result = CliRunner().invoke(app, ["export", "pocket", "-o", str(folder)])
     assert result.exit_code == 0, result.output
-    assert read_manifest(tmp_path / "out", "export").inputs == {"model": Scorer.load("pocket").digest}
+    assert "a pool of 677 photos inside, opset 18" in result.output
+    return folder
+
+
+@pytest.mark.slow
+def test_pocket_on_500_real_photos(test_data: Path, pocket: Path) -> None:
+    assert read_manifest(pocket, "export").inputs == {"model": Scorer.load("pocket").digest}
     scorer = Scorer.load("pocket", workers=0, batch=1)
-    session = open_session(tmp_path / "out" / "model.onnx", 1)
+    session = open_session(pocket / "model.onnx", 1)
     rated = sorted((test_data / "data" / "oasis" / "images").iterdir())[::4]
     others = sorted((test_data / "data" / "photos").rglob("*.jpg"))[::7]
     paths = [*rated, *others][:500]
@@ -237,3 +249,30 @@ def test_standard_on_real_photos(test_data: Path, tmp_path: Path) -> None:
     for path in [*rated, *sorted((test_data / "data" / "photos").rglob("*.jpg"))[::300]]:
         decoded = [decode(path, scorer.nodes.preprocess)]
         agree(scorer, scorer.score(path), run(session, views(decoded)))
+
+
+@pytest.mark.slow
+def test_the_example_needs_neither_milnet_nor_torch(test_data: Path, pocket: Path, tmp_path: Path) -> None:
+    """It decodes by itself: what differs is said in it. Many of these have a colour profile, some are no JPEGs."""
+    for name in ("milnet", "torch"):
+        (tmp_path / "without" / name).mkdir(parents=True)
+        (tmp_path / "without" / name / "__init__.py").write_text("raise ImportError('not here')")
+    paths = [*sorted((test_data / "data" / "oasis" / "images").iterdir())[::16]]
+    paths += [test_data / "data" / "oasis" / "images" / "Monkey3.jpg", tmp_path / "turned.jpg"]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made.photo(1, 400, 300).save(tmp_path / "turned.jpg", exif=exif)
+    example = Path(__file__).parents[1] / "examples" / "onnx_score.py"
+    blocked = {**os.environ, "PYTHONPATH": str(tmp_path / "without")}
+    probe = subprocess.run([sys.executable, "-c", "import milnet"], env=blocked, capture_output=True, text=True)
+    assert "not here" in probe.stderr
+    command = [sys.executable, str(example), str(pocket), *map(str, paths)]
+    printed = subprocess.run(command, env=blocked, capture_output=True, text=True, check=True).stdout
+    found = [json.loads(line) for line in printed.splitlines()]
+    scores = Scorer.load("pocket").score(paths)
+    apart = [abs(one["score"] - score.score) for one, score in zip(found, scores, strict=True)]
+    assert sorted(apart)[len(apart) // 2] < 1e-4
+    assert max(apart) < 1e-3
+    for one, score in zip(found, scores, strict=True):
+        assert score.percentile is not None
+        assert one["percentile"] == pytest.approx(score.percentile, abs=0.2)

@@ -163,12 +163,18 @@ def test_what_onnxruntime_does_not_do(small: Backbone, monkeypatch: pytest.Monke
 
 
 def test_without_the_packages(small: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    find = subject.importlib.util.find_spec
+    monkeypatch.setattr(subject.importlib.util, "find_spec", lambda name: None if name in lacking else find(name))
+    lacking = ["onnxruntime"]
     for runtime in ("onnx", "auto"):
-        with pytest.raises(
-            MissingExtraError, match=r"--runtime onnx needs .*'onnxruntime'.*pip install 'milnet\[onnx\]'"
-        ):
+        missing = r"--runtime onnx needs .*'onnxruntime'.*pip install 'milnet\[onnx\]'"
+        with pytest.raises(MissingExtraError, match=missing):
             make_engine(small, runtime, device="cpu", passes=1, maps=False)
+    lacking = ["onnx", "onnxscript"]  # what is there already is run without them
+    assert make_engine(small, "onnx", device="cpu", passes=1, maps=False) is not None
+    backbone_file(small).unlink()
+    with pytest.raises(MissingExtraError, match="writing the backbone small as ONNX needs the package 'onnx'"):
+        make_engine(small, "onnx", device="cpu", passes=1, maps=False)
 
 
 def test_a_session_has_the_threads_of_a_pass(small: Backbone) -> None:

@@ -8,6 +8,7 @@ faster. Both have the same threads: as many passes side by side as an extractor 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import statistics
 import time
@@ -54,13 +55,11 @@ class _Narrow(nn.Module):
         return self.backbone.narrow(photos[0].permute(0, 3, 1, 2))
 
 
-def require_onnx(purpose: str) -> None:
-    """Raise MissingExtraError unless the packages that write and run ONNX files are there."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise MissingExtraError(error.name or package, "onnx", purpose) from error
+def require_onnx(purpose: str, packages: Sequence[str] = ("onnx", "onnxscript", "onnxruntime")) -> None:
+    """Raise MissingExtraError unless these packages are there: all to write a file, the last to run one."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "onnx", purpose)
 
 
 def write_onnx(
@@ -159,7 +158,7 @@ def join_onnx(fronts: Sequence[tuple[str, Path]], head: Path, path: Path, metada
 
 def open_session(path: Path, threads: int) -> Any:
     """An onnxruntime session on the CPU for passes of `threads` threads each. Raises ExportError for a bad file."""
-    require_onnx("running a network with onnxruntime")
+    require_onnx("running a network with onnxruntime", ["onnxruntime"])
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -225,7 +224,7 @@ class Engine:
     """
 
     def __init__(self, backbone: Backbone, *, probe: bool, passes: int) -> None:
-        require_onnx("--runtime onnx")
+        require_onnx("--runtime onnx", ["onnxruntime"])
         self.backbone, self.passes = backbone, passes
         self.said = ""
         self._wanted: bool | None = None if probe else True
