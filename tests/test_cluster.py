@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -347,10 +348,12 @@ def test_a_running_cluster(photos: Path, tmp_path: Path) -> None:
     import tarfile
 
     address = "127.0.0.1:26379"
+    # A cluster may ask for a token, and does where Ray has made one for this user: this one has its own.
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     head = subprocess.Popen(
         [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--port", "26379", "--num-cpus", "2",
          "--include-dashboard", "false", "--disable-usage-stats"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
     )  # fmt: skip
     try:
         assert head.stdout is not None
@@ -368,7 +371,7 @@ def test_a_running_cluster(photos: Path, tmp_path: Path) -> None:
         subprocess.run([*call, "import", "table", tmp_path / "votes.csv", "-o", data, "-q"], check=True)
         run = subprocess.run(
             [*call, "features", data, "--backbone", "pocket", "--workers", "ray", "--address", address, "--images",
-             tmp_path / "p-{0..1}.tar"], capture_output=True, text=True,
+             tmp_path / "p-{0..1}.tar"], capture_output=True, text=True, env=environment,
         )  # fmt: skip
         assert "60 photos x" in run.stdout and "photos: 61 of 61 in" in run.stdout, run.stdout + run.stderr
         assert head.poll() is None
@@ -394,4 +397,5 @@ def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_cluster_there(tmp_path: Path) -> None:
     made.photo(1).save(tmp_path / "a.png")
     run = start("score", str(tmp_path), "--model", "pocket", "--workers", "ray", "--address", "127.0.0.1:9")
-    assert "Ray does not start or answer at 127.0.0.1:9 (--address)" in run.communicate()[1]
+    said = run.communicate()[1]
+    assert "Ray does not start or answer at 127.0.0.1:9 (--address)" in said and "RAY_AUTH_MODE=token" in said

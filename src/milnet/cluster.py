@@ -225,7 +225,8 @@ def _start(ray: Any, address: str | None, cpus: int) -> None:
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **how)
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:  # ConnectionError is an OSError
         where = "here" if address is None else f"at {address} (--address)"
-        raise ProcessError(f"Ray does not start or answer {where}: {in_short(error)}") from error
+        token = "" if address is None else "; if the cluster asks for a token, set RAY_AUTH_MODE=token here, too"
+        raise ProcessError(f"Ray does not start or answer {where}: {in_short(error)}{token}") from error
     with contextlib.suppress(ImportError, AttributeError):  # "a worker died": what it means is said by us
         from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
