@@ -22,6 +22,7 @@ from milnet.artifacts import read_json, read_manifest, verify_files
 from milnet.backbones import load_backbone
 from milnet.checkpoints import save_model
 from milnet.cli import app
+from milnet.compact import compact
 from milnet.errors import ArtifactError
 from milnet.export import LEFT_OUT, export_model, run, solve, with_mean
 from milnet.extraction import Extractor
@@ -46,6 +47,9 @@ RECIPES = {
     "l2": replace(SMALL, model="graph", similarity="l2", references=2),
     "votes": replace(SMALL, model="votes"),
     "votes20": replace(SMALL, model="votes", references=20),
+    "two": replace(SMALL, model="graph"),  # references by another backbone
+    "compact": replace(SMALL, model="graph"),
+    "compact votes": replace(SMALL, model="votes", references=20),
 }
 
 
@@ -57,6 +61,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.photo_folder(folder / "photos", table)
     extractor = Extractor.build(load_backbone("timm/test_resnet", "random:0"), Preprocess(size=(64, 96)), workers=0)
     extract(table, folder / "data" / "features" / "f", extractor, weights="random:0")
+    extractor = Extractor.build(
+        load_backbone("timm/test_resnet", "random:1"), Preprocess(size=80, multiple=16), workers=0
+    )
+    extract(table, folder / "data" / "features" / "g", extractor, weights="random:1")
     return folder
 
 
@@ -65,7 +73,7 @@ def load(place: Path, name: str) -> Scorer:
     folder = place / name
     if not folder.exists():
         table = replace(made.table(60), image_root=place / "photos")
-        features = load_feature_set(place / "data", table)
+        features = load_feature_set(place / "data", table, semantic="g" if name == "two" else "f", nodes="f")
         rows = np.arange(len(table))
         # of an untrained network all photos are alike: a limit that some pairs reach and most do not
         model = fit(RECIPES[name], table, features, Split(rows, rows[:0]), 0, calibrate=True)
@@ -73,7 +81,7 @@ def load(place: Path, name: str) -> Scorer:
         if isinstance(model.network, Votes):  # of such features it learns to ask nobody
             for setting, value in (("noise", 0.1), ("sharpness", 1.0), ("sampling", 0.5)):
                 getattr(model.network, setting).fill_(value)
-        save_model(model, folder)
+        save_model(compact(model) if name.startswith("compact") else model, folder)
     return Scorer.load(folder, workers=0)
 
 
@@ -83,20 +91,25 @@ def _limit(features: FeatureSet) -> float:
     return float(np.quantile((x @ x.T)[np.triu_indices(len(x), 1)], 0.98))
 
 
-def judged(scorer: Scorer, decoded: list[Decoded]) -> list[Score]:
-    """Scores of decoded photos of one shape as PyTorch makes them, with nobody left out for its pixels."""
+Photo = list[Decoded]  # as each backbone takes it
+
+
+def seen(scorer: Scorer, source: Any) -> Photo:
+    """A photo as each backbone takes it; its pixels tell nobody that it is in the pool."""
     extractors = [scorer.nodes] if scorer.semantic is scorer.nodes else [scorer.nodes, scorer.semantic]
-    assert len(extractors) == 1
+    return [decode(source, extractor.preprocess)._replace(pixels="") for extractor in extractors]
+
+
+def judged(scorer: Scorer, photos: list[Photo]) -> list[Score]:
+    """Scores as PyTorch makes them."""
     found = []
-    for one in decoded:
-        (result,) = scorer.nodes.forward([("", replace_pixels(one))])
-        assert result.features is not None
-        found.append(Seen(result.features, result.features, ""))
+    for photo in photos:
+        (nodes,) = scorer.nodes.forward([("", photo[0])])
+        (semantic,) = scorer.semantic.forward([("", photo[-1])])
+        one = scorer.seen(nodes, semantic)
+        assert isinstance(one, Seen)
+        found.append(one)
     return scorer.judge([str(i) for i in range(len(found))], found)
-
-
-def replace_pixels(one: Decoded) -> Decoded:
-    return Decoded(one.views, "", None)
 
 
 def agree(scorer: Scorer, scores: list[Score], found: dict[str, NDArray[Any]], tolerance: float = 1e-4) -> None:
@@ -115,9 +128,10 @@ def agree(scorer: Scorer, scores: list[Score], found: dict[str, NDArray[Any]], t
             np.testing.assert_allclose(found["influence"][i][there], influence, atol=tolerance)
 
 
-def views(decoded: list[Decoded]) -> list[NDArray[np.uint8]]:
-    """A batch at each size."""
-    return [np.stack(views) for views in zip(*(one.views for one in decoded), strict=True)]
+def views(photos: list[Photo]) -> list[NDArray[np.uint8]]:
+    """A batch at each size of each backbone."""
+    of_each = [[view for decoded in photo for view in decoded.views] for photo in photos]
+    return [np.stack(some) for some in zip(*of_each, strict=True)]
 
 
 def check(scorer: Scorer, folder: Path, place: Path) -> None:
@@ -126,7 +140,7 @@ def check(scorer: Scorer, folder: Path, place: Path) -> None:
     of_pool = sorted((place / "photos").iterdir())[::12]
     wide = [made.photo(1000 + i, 160, 64) for i in range(3)]
     for sources in ([*of_pool, *(made.photo(900 + i) for i in range(3))], wide, [np.zeros((72, 96, 3), np.uint8)]):
-        decoded = [decode(source, scorer.nodes.preprocess) for source in sources]
+        decoded = [seen(scorer, source) for source in sources]
         scores, together = judged(scorer, decoded), run(session, views(decoded))
         agree(scorer, scores, together)
         for i, one in enumerate(decoded):
@@ -135,7 +149,7 @@ def check(scorer: Scorer, folder: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["votes", *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "votes")]
+    "name", ["published", *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "published")]
 )
 def test_an_exported_model_scores_as_pytorch_does(place: Path, tmp_path: Path, name: str) -> None:
     scorer = load(place, name)
@@ -145,8 +159,10 @@ def test_an_exported_model_scores_as_pytorch_does(place: Path, tmp_path: Path, n
     check(scorer, tmp_path / "out", place)
     described = read_json(tmp_path / "out" / "model.json")
     assert described["model"] == scorer.digest
-    assert [one["name"] for one in described["inputs"]] == ["photo_64", "photo_96"]
-    assert described["preprocess"]["photo"]["weights"] == scorer.nodes.backbone.digest
+    two = ["nodes_64", "nodes_96", "semantic_80"]
+    assert [one["name"] for one in described["inputs"]] == (two if name == "two" else ["photo_64", "photo_96"])
+    nodes = described["preprocess"]["nodes" if name == "two" else "photo"]
+    assert (nodes["weights"], nodes["sizes"]) == (scorer.nodes.backbone.digest, [64, 96])
     assert described["values"] == scorer.values.tolist()
     assert described["pool"]["ids"] == list(scorer.pool.ids)
     assert described["doubt"] == json.loads(json.dumps(scorer.doubt.to_json()))
@@ -185,7 +201,9 @@ def test_what_cannot_be_exported_says_what_can(place: Path, tmp_path: Path) -> N
     table = replace(made.table(60), image_root=place / "photos")
     rows = np.arange(len(table))
     recipe = replace(SMALL, model="graph", adjacency="transport")
-    model = fit(recipe, table, load_feature_set(place / "data", table), Split(rows, rows[:0]), 0)
+    model = fit(
+        recipe, table, load_feature_set(place / "data", table, semantic="f", nodes="f"), Split(rows, rows[:0]), 0
+    )
     save_model(model, tmp_path / "transport")
     with pytest.raises(ExportError, match="adjacency transport needs eigenvalues, for which ONNX has no operator"):
         export_model(Scorer.load(tmp_path / "transport"), tmp_path / "out")
@@ -208,7 +226,7 @@ def test_more_of_the_same_photo_than_are_left_out(place: Path, tmp_path: Path) -
     scorer.model.pool = replace(scorer.model.pool, near_duplicate=-1.0)  # everybody is the photo itself
     export_model(scorer, tmp_path / "out")
     assert len(scorer.pool) > LEFT_OUT
-    decoded = [decode(made.photo(7), scorer.nodes.preprocess)]
+    decoded = [seen(scorer, made.photo(7))]
     found = run(open_session(tmp_path / "out" / "model.onnx", 1), views(decoded))
     assert (found["references"] == -1).all()
     (score,) = judged(scorer, decoded)
@@ -235,7 +253,7 @@ def test_pocket_on_500_real_photos(test_data: Path, pocket: Path) -> None:
     paths = [*rated, *others][:500]
     assert len(paths) == 500
     for path in paths:
-        decoded = [decode(path, scorer.nodes.preprocess)]
+        decoded = [seen(scorer, path)]
         agree(scorer, scorer.score(path), run(session, views(decoded)))
 
 
@@ -247,7 +265,7 @@ def test_standard_on_real_photos(test_data: Path, tmp_path: Path) -> None:
     session = open_session(tmp_path / "out" / "model.onnx", 1)
     rated = sorted((test_data / "data" / "oasis" / "images").iterdir())[::80]
     for path in [*rated, *sorted((test_data / "data" / "photos").rglob("*.jpg"))[::300]]:
-        decoded = [decode(path, scorer.nodes.preprocess)]
+        decoded = [seen(scorer, path)]
         agree(scorer, scorer.score(path), run(session, views(decoded)))
 
 
