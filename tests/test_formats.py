@@ -401,3 +401,14 @@ def test_any_bytes(head: bytes, data: bytes) -> None:
 def test_circles_of_directories_end() -> None:
     one = b"II*\0" + (8).to_bytes(4, "little") + b"\0\0" + (8).to_bytes(4, "little")
     assert len(list(exif.directories(io.BytesIO(one)))) == 1
+
+
+@needs_heif
+@pytest.mark.parametrize("place", [0, 3, 4])  # of the type, and of the name behind it
+def test_an_item_of_no_kind(place: int) -> None:
+    """libheif's Python side crashes, and the whole process with it, where a type is no text."""
+    data = bytearray(DAMAGED[False])
+    at = data.index(b"Exif", data.index(b"infe"))
+    data[at + place] = 0xC3
+    with pytest.raises(ImageError, match="is damaged: at byte .* an item is of no known kind"):
+        open_photo(bytes(data))

@@ -70,4 +70,22 @@ def _check_whole(stream: BinaryIO, name: str) -> None:
             return
         if kind in _PARTS and place + size > end:
             raise ImageError(name, f"is cut short: at byte {place} a part of {size} begins, the file has {end}")
+        if kind == b"meta":
+            stream.seek(place)
+            _check_items(stream.read(size), name)
         place += size
+
+
+def _check_items(meta: bytes, name: str) -> None:
+    """Raise ImageError when what an item is (ISO 14496-12, `infe`) is no text: the decoder would crash on it."""
+    place = meta.find(b"infe")
+    while place >= 4:
+        size, version = int.from_bytes(meta[place - 4 : place], "big"), meta[place + 4 : place + 5]
+        kind = place + (14 if version == b"\x03" else 12)  # behind flags, number and protection
+        try:
+            meta[kind : place - 4 + size].decode()
+        except UnicodeDecodeError:
+            raise ImageError(
+                name, f"is damaged: at byte {kind} of its description an item is of no known kind"
+            ) from None
+        place = meta.find(b"infe", place + 4)
