@@ -410,5 +410,5 @@ def test_an_item_of_no_kind(place: int) -> None:
     data = bytearray(DAMAGED[False])
     at = data.index(b"Exif", data.index(b"infe"))
     data[at + place] = 0xC3
-    with pytest.raises(ImageError, match="is damaged: at byte .* an item is of no known kind"):
+    with pytest.raises(ImageError, match=r"is damaged: at byte .* an item is of no known kind"):
         open_photo(bytes(data))
