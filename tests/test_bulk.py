@@ -281,3 +281,17 @@ def test_features_of_photos_in_shards(folder: Path, tmp_path: Path) -> None:
         reason = "photos/none.jpg,does not exist" if images == folder else "none,,no file is known for this photo"
         assert reason in errors
     assert digests[0] == digests[1] == digests[2]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl", "scores.parquet", "scores"])
+def test_nothing_could_be_listed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that is no tar: it is named, and the output has the columns and no rows."""
+    monkeypatch.chdir(tmp_path)
+    Path("bad.tar").write_bytes(bytes(range(256)) * 10)
+    result = CliRunner().invoke(app, ["score", "bad.tar", "--model", "pocket", "-o", name])
+    assert result.exit_code == 1, result.output
+    assert "bad.tar: is damaged, or no uncompressed tar" in result.stderr
+    if name == "scores":
+        assert read_manifest(tmp_path / name, "scores").counts == {"photos": 0, "unreadable": 1}
+    else:
+        assert "bad.tar" in (tmp_path / "scores.errors.csv").read_text()

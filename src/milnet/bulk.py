@@ -142,6 +142,8 @@ class Bulk:
             held = dict(zip(np.sort(rows).tolist(), self.scores(np.sort(rows)), strict=True))
             yield from (held[row] for row in rows.tolist())
             return
+        if not len(rows):  # nor need there be a shard
+            return
         ends = np.searchsorted(rows, [*self.starts[1:], len(self.score)])
         for shard, (first, last) in zip(self.shards, pairwise([0, *ends.tolist()]), strict=True):
             wanted = set(rows[first:last].tolist())
