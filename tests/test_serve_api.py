@@ -136,7 +136,8 @@ def test_a_form(served: Served, expected: dict[str, Score]) -> None:
     by_name = {one["photo"]: one for one in said["scores"]}
     for name, one in expected.items():
         assert_score(by_name[name], one, name)
-    assert by_name["again.jpg"]["score"] == pytest.approx(by_name["plain.jpg"]["score"], abs=1e-9)
+    # in another batch: on some processors a convolution of one photo has other last bits than one of four
+    assert by_name["again.jpg"]["score"] == pytest.approx(by_name["plain.jpg"]["score"], abs=1e-6)
     assert by_name["again.jpg"]["id"] == by_name["plain.jpg"]["id"]
     scores = np.array([one["score"] for one in said["scores"]])
     for one in said["scores"]:

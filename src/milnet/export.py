@@ -234,7 +234,7 @@ class _ByVotesOfAll(_ByVotes):
         del self.nodes  # their points are enough
         with torch.no_grad():
             known = self.network._know(scorer.model.pool.tensors)
-        self.register_buffer("points", known.points)
+        self.register_buffer("points", known.points.float())  # what they are: half the bytes
         self.register_buffer("inverse", known.inverse)
         self.most = max(1.0, float(known.between.abs().sum(1).max()))  # above the largest eigenvalue of its inverse's
 
@@ -242,7 +242,7 @@ class _ByVotesOfAll(_ByVotes):
         """Node features [B, D] and the pool's similarity [B, P] -> p [B, S], references, similarity, influence."""
         keep = allowed > float("-inf")
         size = self.points.shape[0]
-        near = self.network.likeness(self.network.embed(nodes), self.points) * keep
+        near = self.network.likeness(self.network.embed(nodes).double(), self.points.double()) * keep
         w = near @ self.inverse
         w = (w - self._of_left_out(w, every, keep)) * keep
         # equally alike to 1e-5: the first, as in model/votes.py

@@ -50,7 +50,7 @@ class _Known(NamedTuple):
 
     pool: Pool
     settings: tuple[float, ...]
-    points: Tensor  # [P, E]
+    points: Tensor  # [P, E] float64
     between: Tensor  # [P, P] K + N
     inverse: Tensor  # [P, P] its inverse
 
@@ -175,7 +175,7 @@ class Votes(nn.Module):
     def _beside_all(self, photo: Tensor, pool: Pool, keep: Tensor | None) -> _Consulted:
         """w [B, P] and v [B] for the whole pool: the mean of two readings, all of it and the nearest alone."""
         known = self._know(pool)
-        near = self.likeness(self.embed(photo), known.points)
+        near = self.likeness(self.embed(photo).double(), known.points)
         keep = torch.ones_like(near, dtype=torch.bool) if keep is None else keep
         near = near * keep
         w = near @ known.inverse
@@ -190,7 +190,8 @@ class Votes(nn.Module):
     def _nearest(near: Tensor, keep: Tensor) -> Tensor:
         """Places [B, NEAR] of the most alike that may be consulted, then of others; of those equally alike, the first.
 
-        Equally to 1e-5: the last bits of a likeness depend on the batch, and of two alike either could be taken.
+        Equally to 1e-5, so that copies of a photo are alike. The likenesses are float64 products: by the last bits of
+        float32 ones, which depend on the batch, another photo was now and then the 16th, and a score .007 another.
         """
         size = near.shape[1]
         rank = torch.where(keep, (near * 1e5).round(), -1) * size - torch.arange(size, device=near.device)
@@ -215,7 +216,7 @@ class Votes(nn.Module):
         if known is None or known.pool is not pool or known.settings != settings:
             z = self.embed(pool.nodes)
             between = self.likeness(z, z) + torch.diag(self.noise_of(pool))
-            known = self._known = _Known(pool, settings, z, between, torch.linalg.inv(between))
+            known = self._known = _Known(pool, settings, z.double(), between, torch.linalg.inv(between))
         return known
 
 
