@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def save_model(
 ) -> Manifest:
     """Write `MODEL/`; the manifest names the data, the features and every file by digest."""
     with new_folder(folder, "model", overwrite=overwrite) as building:
-        write_json(building / "recipe.json", asdict(model.recipe))
+        write_json(building / "recipe.json", model.recipe.to_json())
         save_file(contiguous_state(model.network), building / "weights.safetensors")
         write_json(building / "calibration.json", model.doubt.to_json())
         write_json(building / "log.json", model.history)
@@ -113,7 +112,7 @@ def save_reducer(reducer: Reducer, recipe: Recipe, history: Sequence[Mapping[str
     """Write reducer.safetensors and reducer.json, which `recipes.load_reducer` reads."""
     save_file(contiguous_state(reducer), folder / "reducer.safetensors")
     sizes = {"channels": reducer.standardise.mean.shape[0], "values": bins(reducer)}
-    write_json(folder / "reducer.json", {"recipe": asdict(recipe), **sizes, "history": list(history)})
+    write_json(folder / "reducer.json", {"recipe": recipe.to_json(), **sizes, "history": list(history)})
 
 
 def bins(reducer: Reducer) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -118,9 +118,17 @@ class Recipe:
         beneath = None if self.reducer is None else self.reducer.resolve(photos)
         return replace(self, **filled, reducer=beneath)
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields, but those that came later where they stand at their default: digests of older models stay."""
+        data = asdict(self)
+        for one in (data, data["reducer"]):
+            if one is not None and one["norm"] == "batch":
+                del one["norm"]
+        return data
+
     @staticmethod
     def of(data: Mapping[str, Any]) -> Recipe:
-        """The recipe that `dataclasses.asdict` took apart."""
+        """The recipe that `to_json` or `dataclasses.asdict` took apart."""
         beneath = data.get("reducer")
         return Recipe(**{**data, "reducer": None if beneath is None else Recipe.of(beneath)})
 
