@@ -437,6 +437,10 @@ def command(
                 raise typer.Exit(130) from None
             if context.json and context.first:
                 print(json.dumps(strict(result), indent=1, ensure_ascii=False, allow_nan=False, default=str))
+            if together:  # all is written and told; torch's own threads were seen to abort a process at its very end
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(int(context.failed))
             if context.failed:
                 raise typer.Exit(1)
 
