@@ -161,6 +161,30 @@ def test_own_is_what_the_photo_says_alone() -> None:
     np.testing.assert_allclose(found.own, open_ * (own - found.base), atol=1e-5)
 
 
+def test_large_parts_of_a_small_sum() -> None:
+    """Rounding stays rounding where own and the references are against each other: it was 1e-5 of a part, or more."""
+    model = fitted("votes", ("references=3",))
+    references, parts = find(model), explained(model)
+    assert references is not None
+    gain = model.pool.distributions @ model.values - parts.base[0]
+    weights = parts.influence / gain[references.index]
+    needed = (1e-5 - parts.own) / weights.sum(1)  # the mean vote - base of each reference, for a sum of 1e-5
+    tried = 0
+    for i in np.flatnonzero((np.abs(needed) < 1.2) & (np.abs(parts.own) > 0.01)):
+        mean = float(parts.base[0] + needed[i])
+        votes = 0.2 + (mean - model.values.mean()) * (model.values - model.values.mean()) / 10  # of that mean
+        assert votes.min() > 0
+        other = model
+        for position in references.index[i]:
+            other = with_votes(other, int(position), votes)
+        found = explain(other, FEATURES.nodes[TEST[[i]]], References(references.index[[i]], references.similarity[[i]]))
+        assert abs(float(found.own[0] + found.influence[0].sum())) < 1e-4
+        assert float(found.own[0]) == pytest.approx(parts.own[i], abs=1e-6)
+        np.testing.assert_allclose(found.influence[0], weights[i] * needed[i], atol=1e-6)
+        tried += 1
+    assert tried >= 3
+
+
 def test_missing_references_have_no_influence() -> None:
     model = fitted("votes", ("references=3",))
     references = find(model)

@@ -27,6 +27,8 @@ from milnet.recipes import Model
 from milnet.references import References
 from milnet.samples import Batch
 
+CUT = 1e-6  # of a score: more than rounding
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -97,10 +99,12 @@ def _of_votes(network: Votes, batch: Batch, index: Tensor | None, values: Tensor
             influence = (influence * gain).gather(1, index.clamp_min(0)) * (index >= 0)
         else:
             influence = influence * gain[batch.index.cpu()]
-    # A score that no distribution has was cut to one that some has: the parts are cut with it.
-    added = own + influence.sum(1)
-    cut = torch.where(added.abs() > 1e-9, (p @ values - base) / added, torch.ones_like(added))
-    return p, base, own * cut, influence * cut[:, None]
+    # A score that no distribution has was cut to one that some has: the parts are cut with it, in proportion. What
+    # rounding leaves is added to own: in proportion it would be much, where large parts have a small sum.
+    added, moved = own + influence.sum(1), p @ values - base
+    is_cut = ((moved - added).abs() > CUT) & (added.abs() > CUT)
+    influence = influence * torch.where(is_cut, moved / added, torch.ones_like(added))[:, None]
+    return p, base, moved - influence.sum(1), influence
 
 
 def _left_out(network: Any, batch: Batch, mean_photo: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from milnet.artifacts import FORMATS, Manifest, digest_file, new_folder, write_json, write_manifest
+from milnet.explanation import CUT
 from milnet.extraction import Extractor
 from milnet.features import stored_rows
 from milnet.model.common import Pool
@@ -41,7 +42,6 @@ from milnet.version import __version__
 LEFT_OUT = 16  # pool photos that may be left out as the photo itself where the whole pool is consulted
 TOLERANCE = 1e-4  # of a share or a score, between the file and PyTorch
 _POINTS, _LOOKS = 257, 5  # of `with_mean`: 80 / 256^5 is below 1e-10
-_CUT = 1e-9  # as in explanation.py
 
 
 def solve(matrix: Tensor, right: Tensor, condition: float) -> Tensor:
@@ -188,7 +188,7 @@ class _ByVotes(_Beside):
         `weight` [B, K] of the pool photos `index` [B, K] with `shares` [B or 1, K, S]; of the whole pool without.
         """
         base, open_ = self.network.base, open_[:, None]
-        own = open_ * (self.network.own(nodes).double().exp() - base)
+        own = open_ * (self.network.alone(nodes) - base)
         weight = (1 - open_) * weight
         votes = shares.double() - base
         theirs = (weight[:, :, None] * votes).sum(1) if index is not None else weight @ votes[0]
@@ -196,7 +196,8 @@ class _ByVotes(_Beside):
         p = p / p.sum(1, keepdim=True)
         influence = weight * (votes @ self.values)  # [B, K]
         added = own @ self.values + influence.sum(1)
-        cut = torch.where(added.abs() > _CUT, (p @ self.values - base @ self.values) / added, 1.0)
+        moved = p @ self.values - base @ self.values
+        cut = torch.where(((moved - added).abs() > CUT) & (added.abs() > CUT), moved / added, 1.0)
         influence = influence * cut[:, None]
         # nearest first, so that of those that moved it equally the nearest are shown
         order = allowed.topk(self.k, dim=1).indices if index is None else index

@@ -132,7 +132,12 @@ class Votes(nn.Module):
 
     def parts(self, photo: Tensor, pool: Pool | None, index: Tensor | None, keep: Tensor | None) -> Parts:
         """What the prediction of each photo [B, D] is made of; `keep` [B, K], of the whole pool [B, P]."""
-        return self.weighed(self.own(photo).double().exp(), self.consult(photo, pool, index, keep))
+        return self.weighed(self.alone(photo), self.consult(photo, pool, index, keep))
+
+    def alone(self, photo: Tensor) -> Tensor:
+        """What the own network says of photos [B, D], [B, S] float64: of sum 1 to the last bit, not float32's."""
+        p: Tensor = self.own(photo).double().exp()
+        return p / p.sum(-1, keepdim=True)
 
     def weighed(self, alone: Tensor, consulted: _Consulted) -> Parts:
         """What `alone` [B, S] and the references add, each with its share."""
