@@ -25,8 +25,9 @@ import numpy as np
 
 from milnet.cache import Cache
 from milnet.extraction import _Passes
+from milnet.files import score_files
 from milnet.library import find_photos
-from milnet.scoring import Scorer, score_files
+from milnet.scoring import Scorer
 
 
 def seconds(what: Callable[[], Any]) -> float:

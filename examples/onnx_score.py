@@ -20,30 +20,27 @@ from PIL import Image, ImageCms, ImageOps
 
 def open_photo(path: str) -> Image.Image:
     image: Image.Image = ImageOps.exif_transpose(Image.open(path))
-    profile, plain = image.info.get("icc_profile"), image.mode in ("RGB", "RGBA")
+    profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB")
     with suppress(ImageCms.PyCMSError):  # a broken profile: as browsers, do without
-        if profile and plain:
+        if profile:
             ImageCms.profileToProfile(image, BytesIO(profile), ImageCms.createProfile("sRGB"), inPlace=True)
     return image
 
 
-def resized(image: Image.Image, size: int, multiple: int) -> np.ndarray:
+def resized(image: Image.Image, size: int, preprocess: str) -> np.ndarray:
+    multiple = model["preprocess"][preprocess]["multiple"]
     unit = max(image.size) * multiple  # each side is rounded to the nearest multiple, half up
     width, height = (max(1, (2 * side * size + unit) // (2 * unit)) * multiple for side in image.size)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))[None]
 
 
-folder = Path(sys.argv[1])
-model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-session = onnxruntime.InferenceSession(folder / "model.onnx")
+model = json.loads(Path(sys.argv[1], "model.json").read_text(encoding="utf-8"))
+session = onnxruntime.InferenceSession(Path(sys.argv[1], "model.onnx"))
 for path in sys.argv[2:]:
     photo = open_photo(path)
-    multiple = {role: how["multiple"] for role, how in model["preprocess"].items()}
-    feed = {one["name"]: resized(photo, one["size"], multiple[one["preprocess"]]) for one in model["inputs"]}
-    found = dict(zip(model["outputs"], session.run(list(model["outputs"]), feed), strict=True))
-    score = float(found["score"][0])
-    percentile = 100 * np.mean(np.array(model["doubt"]["percentiles"]) < score)
-    print(json.dumps({"photo": path, "score": score, "percentile": percentile, "p": found["distribution"][0].tolist()}))
+    feed = {one["name"]: resized(photo, one["size"], one["preprocess"]) for one in model["inputs"]}
+    (score,), (p,) = session.run(["score", "distribution"], feed)
+    print(json.dumps({"photo": path, "score": float(score), "p": p.tolist()}))

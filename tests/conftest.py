@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,27 @@ def test_data() -> Path:
     if not (folder / "data").is_dir():
         pytest.fail(f"{VARIABLE}={folder}: expected a folder that holds `data`", pytrace=False)
     return folder
+
+
+# The longest files, longest first: of several processes (`pytest -n 2`) none is left alone with one of them at the end.
+LONGEST = (
+    "test_demo", "test_serve_attacks", "test_cli", "test_taste", "test_serve_page", "test_library_end_to_end",
+    "test_resume", "test_benchmarks", "test_export", "test_serve_api", "test_weights", "test_store",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one process, which makes what they share once; files in the order above."""
+    from xdist.scheduler import LoadFileScheduling  # where it is asked for, it is there
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

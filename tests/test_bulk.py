@@ -23,8 +23,9 @@ from milnet.artifacts import read_manifest, verify_files
 from milnet.bulk import score_all, write_folder
 from milnet.cli import app
 from milnet.errors import ArtifactError
+from milnet.files import Scored, score_files
 from milnet.outputs import select, write_scores
-from milnet.scoring import Score, Scored, Scorer, score_files
+from milnet.scoring import Score, Scorer
 from milnet.sources import DEADLY, Here, Photos, find_sources
 
 FIELDS = 0x9003  # DateTimeOriginal

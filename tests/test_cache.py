@@ -21,11 +21,12 @@ from milnet.checkpoints import save_model
 from milnet.errors import ArtifactError
 from milnet.extraction import Extractor
 from milnet.features import load_feature_set
+from milnet.files import score_files, see_files
 from milnet.outputs import columns
 from milnet.preprocess import Preprocess
 from milnet.recipe import Recipe
 from milnet.recipes import fit
-from milnet.scoring import Score, Scorer, Seen, score_files, see_files
+from milnet.scoring import Score, Scorer, Seen
 from milnet.signals import measure
 from milnet.splits import Split
 from milnet.storing import extract

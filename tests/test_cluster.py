@@ -26,8 +26,9 @@ from milnet.bulk import score_all
 from milnet.cluster import Cluster
 from milnet.errors import MissingExtraError, ProcessError, UsageError
 from milnet.extraction import Extractor
+from milnet.files import score_files
 from milnet.preprocess import Decoded, Preprocess
-from milnet.scoring import Scorer, score_files
+from milnet.scoring import Scorer
 from milnet.sources import DEADLY, Item, find_sources
 from milnet.storing import extract
 

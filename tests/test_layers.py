@@ -22,7 +22,7 @@ ORDER = [
     "samples", "training", "tuning",
     "recipe", "doubt", "recipes", "compact", "checkpoints", "reduction", "published", "results", "evaluation",
     "growing", "figures", "explanation", "taste", "shipped",
-    "cache", "scoring", "outputs", "bulk", "export",
+    "cache", "scoring", "files", "outputs", "bulk", "export",
     "report", "demo", "server", "cli", "__main__",
 ]  # fmt: skip
 COMMANDS = [

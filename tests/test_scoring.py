@@ -17,12 +17,13 @@ from milnet.checkpoints import save_model
 from milnet.errors import ArtifactError, ImageError, UsageError, WeightsError
 from milnet.extraction import Extractor
 from milnet.features import load_feature_set
+from milnet.files import score_files
 from milnet.library import find_photos
 from milnet.outputs import columns, write_scores
 from milnet.preprocess import Preprocess
 from milnet.recipe import Recipe
 from milnet.recipes import fit
-from milnet.scoring import Score, Scorer, check_stars, ranked, score_files
+from milnet.scoring import Score, Scorer, check_stars, ranked
 from milnet.splits import Split
 from milnet.storing import extract
 

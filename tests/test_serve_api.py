@@ -22,8 +22,9 @@ import made
 import made_files
 from made_scenes import scene, scene_jpeg
 from milnet.album import remember
+from milnet.files import score_files
 from milnet.images import open_photo
-from milnet.scoring import Score, Scorer, score_files
+from milnet.scoring import Score, Scorer
 from milnet.version import __version__
 from served import Answer, Served, form_of, service
 

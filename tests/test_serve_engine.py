@@ -332,8 +332,8 @@ def test_memory_forgets_the_least_used() -> None:
 
 def test_photos_of_real_life(scorer: Scorer, test_data: Path) -> None:
     """Real photos of mixed shapes through the engine and through the command's own way: equal to 1e-5."""
+    from milnet.files import score_files
     from milnet.library import find_photos
-    from milnet.scoring import score_files
 
     paths = find_photos([str(test_data / "data" / "photos")]).photos[::40][:60]
     expected = {score.photo: score.score for score in score_files(scorer, paths).scores}

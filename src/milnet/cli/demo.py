@@ -36,8 +36,9 @@ def demo(
     """Measure the method on the shipped pool, train, score photos, write a report. No download, under two minutes."""
     from milnet.annotations import load_table
     from milnet.demo import METRICS, run
+    from milnet.files import score_files
     from milnet.report import Figures, check_report, write_report
-    from milnet.scoring import Scorer, introduction, score_files
+    from milnet.scoring import Scorer, introduction
     from milnet.shipped import BETTER, best_model
 
     check_report(output)

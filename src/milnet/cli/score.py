@@ -27,7 +27,8 @@ from milnet.errors import UsageError
 if TYPE_CHECKING:
     from milnet.cache import Cache
     from milnet.cluster import Cluster
-    from milnet.scoring import Failure, Score, Scored, Scorer
+    from milnet.files import Scored
+    from milnet.scoring import Failure, Score, Scorer
     from milnet.xmp import Outcome
 
 _OUT = "Output"
@@ -120,6 +121,7 @@ def score(
     ] = False,
 ) -> Mapping[str, Any]:
     """Score photos. Bad ones are listed and the rest is scored. Nothing is computed twice: stop it, and go on later."""
+    from milnet.files import score_files
     from milnet.images import MAX_PIXELS
     from milnet.outputs import (
         check_output,
@@ -132,7 +134,7 @@ def score(
         write_scores,
     )
     from milnet.report import check_report, write_report
-    from milnet.scoring import introduction, score_files
+    from milnet.scoring import introduction
     from milnet.sources import is_far
 
     if sidecar not in (None, "append", "replace"):

@@ -50,8 +50,8 @@ def taste(
     """Learn your taste from 10 to 2,000 photos you rated, and say whether that is better than the general model."""
     from milnet.album import remember
     from milnet.artifacts import check_new_folder
+    from milnet.files import see_files
     from milnet.ratings import read_ratings
-    from milnet.scoring import see_files
     from milnet.taste import check_ratings, fit_taste, save_taste
 
     check_new_folder(output, "taste", overwrite=overwrite)

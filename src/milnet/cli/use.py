@@ -25,7 +25,8 @@ def explain(
 ) -> Mapping[str, Any]:
     """Say which rated photos moved the score of a photo, by how much, and how far the score can be trusted."""
     from milnet.doubt import UNLIKE
-    from milnet.scoring import score_files, star_signs
+    from milnet.files import score_files
+    from milnet.scoring import star_signs
 
     library = find_library(context, photos)
     name, scorer = load_scorer(context, model, stars, weights)
