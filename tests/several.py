@@ -93,7 +93,8 @@ def train(folder: str, recipe: Recipe, die_at: int = 0, how: str = "", who: int 
     losses: list[float] = []
     step = training._step
 
-    def watched(network: Any, loss: Any, optimizer: Any, accelerator: Any, batch: Any, sizes: list[int]) -> float:
+    def watched(*before: Any) -> float:
+        *others, batch, sizes = before
         if die_at and len(losses) + 1 == die_at and processes.rank() == who % processes.world():
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -103,7 +104,7 @@ def train(folder: str, recipe: Recipe, die_at: int = 0, how: str = "", who: int 
                 raise OSError("the disk has gone")
             if how == "nan":
                 batch = replace(batch, photo=batch.photo * float("nan"))
-        losses.append(step(network, loss, optimizer, accelerator, batch, sizes))
+        losses.append(step(*others, batch, sizes))
         return losses[-1]
 
     training._step = watched

@@ -21,7 +21,7 @@ from milnet.checkpoints import save_model
 from milnet.errors import ArtifactError
 from milnet.extraction import Extractor
 from milnet.features import load_feature_set
-from milnet.files import score_files, see_files
+from milnet.files import Scored, score_files, see_files
 from milnet.outputs import columns
 from milnet.preprocess import Preprocess
 from milnet.recipe import Recipe
@@ -370,6 +370,25 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(place: Path, photos: l
     assert score_files(scorer, photos[:2], cache).forward == 2
     scorer.see = original  # type: ignore[method-assign]
     assert score_files(scorer, photos[:2], cache).forward == 1
+
+
+def test_a_changed_file_does_not_stand_in_for_its_copy(place: Path, photos: list[Path], cache: Cache) -> None:
+    """A file changes while it is judged, and a copy of what it was comes after it: both have a score."""
+    copy = photos[0].with_name("z-copy.png")
+    shutil.copy(photos[0], copy)
+    scorer = Scorer.load(place / "one", workers=0)
+    original = cache.contents
+
+    def contents(files: Any) -> Any:
+        for content in original(files):
+            yield replace(content, state="before it changed") if content.photo == photos[0] else content
+
+    cache.contents = contents  # type: ignore[method-assign]
+    for work in (score_files, lambda *given: see_files(*given)):
+        for order in ([photos[0], copy, photos[1]], [photos[0], photos[1], copy]):
+            found = work(scorer, order, cache)
+            names = [Path(score.photo) for score in found.scores] if isinstance(found, Scored) else list(found[0])
+            assert sorted(names) == sorted(order)
 
 
 def test_seeing_without_judging(place: Path, photos: list[Path], cache: Cache) -> None:

@@ -36,6 +36,7 @@ from milnet.runtime import ExportError, open_session
 from milnet.scoring import Score, Scorer, Seen
 from milnet.splits import Split
 from milnet.storing import extract
+from test_cli import milnet
 
 pytest.importorskip("onnxruntime")
 pytestmark = made.needs_timm
@@ -46,6 +47,7 @@ RECIPES = {
     "random": replace(SMALL, model="graph", adjacency="random"),
     "l2": replace(SMALL, model="graph", similarity="l2", references=2),
     "votes": replace(SMALL, model="votes"),
+    "votes0": replace(SMALL, model="votes", references=0),
     "votes20": replace(SMALL, model="votes", references=20),
     "two": replace(SMALL, model="graph"),  # references by another backbone
     "compact": replace(SMALL, model="graph"),
@@ -208,6 +210,8 @@ def test_what_cannot_be_exported_says_what_can(place: Path, tmp_path: Path) -> N
     with pytest.raises(ExportError, match="adjacency transport needs eigenvalues, for which ONNX has no operator"):
         export_model(Scorer.load(tmp_path / "transport"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    told = milnet("export", tmp_path / "transport", "-o", tmp_path / "out", "--device", "cuda", code=2).stderr
+    assert "--device cuda: a model is exported on the CPU" in told
 
 
 def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 import made
 import several
 from milnet.checkpoints import load_model
+from milnet.errors import UsageError
 from milnet.losses import AdaptiveEMD, Loss, LossName, PublishedAdaEMD, make_loss
 from milnet.model.common import synchronise
+from milnet.processes import join
 from milnet.recipe import Recipe, load_recipe, make_network
 from milnet.samples import shares
 from milnet.training import Run
@@ -189,6 +191,28 @@ def test_synchronised_norms_keep_the_network(model: Any) -> None:
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
     torch.testing.assert_close(found(), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("adjacency", ["similarity", "random", "transport"])
+def test_synchronised_norms_train_what_was_trained(adjacency: Any) -> None:
+    """The same parameters: what a network has frozen stays frozen, or the others would wait for its gradient."""
+    recipe = Recipe(model="graph", adjacency=adjacency, width=16, depth=2).resolve(100)
+    network = make_network(recipe, 24, 5, 0)
+    before = dict(network.named_parameters())
+    synchronise(network)
+    after = dict(network.named_parameters())
+    assert list(before) == list(after)
+    assert all(after[name] is parameter for name, parameter in before.items())
+    assert all(parameter.requires_grad for parameter in after.values()) is (adjacency == "similarity")
+
+
+def test_gpus_are_not_shared_out_by_guessing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UsageError, match="LOCAL_RANK is not: expected the number of this process on its machine"):
+        join()
 
 
 # ---- going on, and ending --------------------------------------------------------------------------------------------

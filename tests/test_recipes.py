@@ -257,3 +257,19 @@ def test_stopping() -> None:
     assert stalled(history, 4)
     assert not stalled(history, 5)
     assert not stalled(history, None)
+
+
+def test_less_precision_is_for_the_steps_alone(tmp_path: Path) -> None:
+    """What is measured and predicted is the network that is saved, in float32; then others may be trained."""
+    table = made.table(100)
+    features, rows = made.features(table), np.arange(100)
+    split, quick = Split(rows[:70], rows[70:]), ["epochs=3", "patience=3", "width=16"]
+    model = fit(load_recipe("single", [*quick, "precision=bf16"]), table, features, split, 0)
+    plain = fit(load_recipe("single", quick), table, features, split, 0)
+    save_model(model, tmp_path / "model")
+    read, _ = load_model(tmp_path / "model")
+    nodes = features.nodes[rows[70:]]
+    np.testing.assert_array_equal(model.predict(nodes, None), read.predict(nodes, None))
+    assert np.abs(model.predict(nodes, None) - plain.predict(nodes, None)).max() > 1e-5  # it did take other steps
+    with pytest.raises(UsageError, match="precision=fp16: expected a GPU"):
+        fit(load_recipe("single", [*quick, "precision=fp16"]), table, features, split, 0)

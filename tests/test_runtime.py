@@ -94,6 +94,46 @@ def test_a_file_that_was_damaged(small: Backbone) -> None:
         features(extractor(small, "onnx"), pictures()[:1])
 
 
+def test_where_onnxruntime_cannot_auto_takes_pytorch(small: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = features(extractor(small), pictures())
+    backbone_file(small).write_bytes(b"no network")
+    one = extractor(small, "auto")
+    np.testing.assert_array_equal(features(one, pictures()), expected)
+    assert one.engine is not None and "PyTorch: " in one.engine.said and "remove it and try again" in one.engine.said
+
+    class Session:
+        def run(self, _: Any, feed: dict[str, Any]) -> list[Any]:
+            raise RuntimeError("a shape that it was not made for")
+
+    monkeypatch.setattr(subject, "open_session", lambda *_: Session())
+    one = extractor(small, "auto")
+    np.testing.assert_array_equal(features(one, pictures()), expected)
+    assert one.engine is not None and "a shape that it was not made for" in one.engine.said
+    with pytest.raises(ExportError, match=r"the backbone small fails in onnxruntime on photos of \d+x\d+ \(.*a shape"):
+        features(extractor(small, "onnx"), pictures())
+    monkeypatch.setattr(subject, "backbone_file", made_nowhere)
+    one = extractor(small, "auto")
+    assert one.engine is not None and one.engine.said == "PyTorch: no place to write to"
+
+
+def made_nowhere(_: Backbone) -> Path:
+    raise OSError("no place to write to")
+
+
+def test_a_network_that_branches_by_the_size_is_refused(tmp_path: Path) -> None:
+    """The exporter follows one size alone: what it wrote is compared at others, too."""
+
+    class Branches(PocketNetwork):
+        def forward_features(self, x: torch.Tensor) -> Any:
+            return super().forward_features(x if x.shape[2] <= x.shape[3] else x * 0.5)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = Backbone("branches", Branches((8, 8, 8, 8), (1, 1, 1), channels=16), "random:0", POCKET_CONFIG)
+    with pytest.raises(ExportError, match="the backbone branches "):
+        export_backbone(backbone, tmp_path / "branches.onnx")
+
+
 def test_an_export_that_computes_something_else_is_refused(
     exported: tuple[Backbone, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

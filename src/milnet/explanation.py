@@ -27,7 +27,7 @@ from milnet.recipes import Model
 from milnet.references import References
 from milnet.samples import Batch
 
-CUT = 1e-6  # of a score: more than rounding
+CUT = 1e-6  # of the largest value: more than rounding
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def _of_votes(network: Votes, batch: Batch, index: Tensor | None, values: Tensor
     # A score that no distribution has was cut to one that some has: the parts are cut with it, in proportion. What
     # rounding leaves is added to own: in proportion it would be much, where large parts have a small sum.
     added, moved = own + influence.sum(1), p @ values - base
-    is_cut = ((moved - added).abs() > CUT) & (added.abs() > CUT)
+    least = CUT * values.abs().max()
+    is_cut = ((moved - added).abs() > least) & (added.abs() > least)
     influence = influence * torch.where(is_cut, moved / added, torch.ones_like(added))[:, None]
     return p, base, moved - influence.sum(1), influence
 

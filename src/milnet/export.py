@@ -122,6 +122,8 @@ class _Alone(nn.Module):
 
     def forward(self, nodes: Tensor, every: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
         """Node features [B, D] -> p [B, S]."""
+        if isinstance(self.network, Votes):
+            return (with_mean(self.network.alone(nodes)),)
         return (self.network(nodes).double().exp(),)
 
 
@@ -197,7 +199,8 @@ class _ByVotes(_Beside):
         influence = weight * (votes @ self.values)  # [B, K]
         added = own @ self.values + influence.sum(1)
         moved = p @ self.values - base @ self.values
-        cut = torch.where(((moved - added).abs() > CUT) & (added.abs() > CUT), moved / added, 1.0)
+        least = CUT * self.values.abs().max()
+        cut = torch.where(((moved - added).abs() > least) & (added.abs() > least), moved / added, 1.0)
         influence = influence * cut[:, None]
         # nearest first, so that of those that moved it equally the nearest are shown
         order = allowed.topk(self.k, dim=1).indices if index is None else index

@@ -169,8 +169,8 @@ class _Work:
     def _judge(self) -> None:
         waiting, self._waiting = self._waiting, []
         if not self.judges:
-            for content, one, _ in waiting:
-                for photo in self._open.pop(content.digest, [content.photo]):
+            for content, one, keep in waiting:
+                for photo in self._all_of(content, keep):
                     self.seen[photo] = one
                     self._tell()
             return
@@ -180,8 +180,12 @@ class _Work:
         for (content, one, keep), score in zip(waiting, self.scorer.judge(names, seen), strict=True):
             if keep and self.cache is not None:
                 self.cache.put_score(content.digest, self.scorer.digest, score.to_json())
-            for photo in self._open.pop(content.digest, [content.photo]):
+            for photo in self._all_of(content, keep):
                 self._done(photo, replace(score, photo=str(photo)), one.aside, one.semantic)
+
+    def _all_of(self, content: Content, keep: bool) -> list[Path]:
+        """The files that have this content; of one that changed meanwhile itself alone: others may wait under it."""
+        return self._open.pop(content.digest, [content.photo]) if keep else [content.photo]
 
     def _done(self, photo: Path, score: Score, aside: Aside, semantic: NDArray[np.float32]) -> None:
         self.found[photo] = score

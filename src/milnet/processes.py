@@ -40,6 +40,11 @@ def join() -> None:
     Raises UsageError where the launcher did not say who this process is, and where the others are.
     """
     global _store
+    if torch.cuda.is_available() and "LOCAL_RANK" not in os.environ:
+        raise UsageError(
+            "WORLD_SIZE is set and LOCAL_RANK is not: expected the number of this process on its machine, which says "
+            "which GPU is its own; start the processes with torchrun or accelerate launch"
+        )
     try:
         _store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     except (ValueError, RuntimeError) as error:

@@ -8,6 +8,7 @@ faster. Both have the same threads: as many passes side by side as an extractor 
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 import statistics
@@ -15,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -32,7 +34,7 @@ from milnet.version import __version__
 
 RuntimeName = Literal["torch", "onnx", "auto"]
 RUNTIMES: tuple[RuntimeName, ...] = ("torch", "onnx", "auto")
-OPSET = 18  # of the files we write: onnxruntime 1.14 and later read it
+OPSET = 18  # of the files we write; their IR version is 10, which onnxruntime 1.18 and later read
 _LARGEST = 1_500_000_000  # bytes of weights above which they lie in a file of their own: one of protobuf ends at 2 GiB
 _AGREES = 1e-3  # of the largest feature: so far an exported backbone may be from PyTorch, 1e-6 is usual
 _ROUNDS = 3  # of the probe, behind one that warms up
@@ -185,6 +187,9 @@ def backbone_file(backbone: Backbone) -> Path:
         "milnet": __version__,
         "torch": str(torch.__version__),
     }
+    for package in ("timm", "onnx", "onnxscript"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            identity[package] = importlib.metadata.version(package)
     path = user_folder() / "onnx" / f"{digest_text(canonical_json(identity))}.onnx"
     if not path.is_file():
         with atomic_path(path) as building:
@@ -202,18 +207,41 @@ def export_backbone(backbone: Backbone, path: Path) -> None:
         raise ExportError(f"{what} has more than {_LARGEST / 1e9:g} GB of weights: PyTorch alone runs it")
     side = backbone.native_size
     height, width = (side, side) if backbone.fixed_size else (max(64, side // 2), max(96, side))
-    example = torch.arange(2 * height * width * 3).remainder(251).view(2, height, width, 3).to(torch.uint8)
+    example = _pattern(2, height, width)
     free = {0: "batch"} if backbone.fixed_size else {0: "batch", 1: "height", 2: "width"}
+    shapes = [(height, width)]
+    if not backbone.fixed_size:  # the exporter follows the example alone: a network may branch by the size
+        shapes += [(width, height), (32 * (1 + height // 32), 32 * (width // 32 - 1)), (32 * (1 + width // 32), 96)]
     with backbone.borrowed() as one:
         write_onnx(_Narrow(one), [example], {"photo": free}, ["features"], path, what=what)
-        expected = one(example.permute(0, 3, 1, 2)).numpy()
-    found = open_session(path, 1).run(None, {"photo": example.numpy()})[0]
-    worst, most = np.abs(found - expected).max(), np.abs(expected).max()
-    if not worst <= _AGREES * most:
+        session = open_session(path, 1)
+        for shape in shapes:
+            photos = example if shape == shapes[0] else _pattern(1, *shape)
+            expected = one(photos.permute(0, 3, 1, 2)).numpy()
+            found = _run(session, photos.numpy(), what)
+            worst, most = np.abs(found - expected).max(), np.abs(expected).max()
+            if not worst <= _AGREES * most:
+                raise ExportError(
+                    f"{what} as ONNX gives other features than PyTorch (of {shape[1]}x{shape[0]}, by {worst:.3g}, the "
+                    f"largest is {most:.3g}): PyTorch alone runs it"
+                )
+
+
+def _pattern(count: int, height: int, width: int) -> Tensor:
+    """Something to look at, uint8 [count, height, width, 3]."""
+    return torch.arange(count * height * width * 3).remainder(251).view(count, height, width, 3).to(torch.uint8)
+
+
+def _run(session: Any, photos: Images, what: str) -> NDArray[np.float32]:
+    """Features [B, D] of a pass. Raises ExportError with the words of onnxruntime."""
+    try:
+        found: NDArray[np.float32] = session.run(None, {"photo": photos})[0]
+    except Exception as error:  # onnxruntime has no common base of its errors
+        height, width = photos.shape[1:3]
         raise ExportError(
-            f"{what} as ONNX gives other features than PyTorch (by {worst:.3g}, the largest is {most:.3g}): "
-            f"PyTorch alone runs it"
-        )
+            f"{what} fails in onnxruntime on photos of {width}x{height} ({in_short(error)}): PyTorch alone runs it"
+        ) from error
+    return found
 
 
 class Engine:
@@ -231,7 +259,7 @@ class Engine:
         self._set_up()
         try:
             backbone_file(backbone)
-        except ExportError as error:
+        except (ExportError, OSError) as error:
             if not probe:
                 raise
             self._wanted, self.said = False, f"PyTorch: {error}"
@@ -253,15 +281,16 @@ class Engine:
 
     def __call__(self, photos: Images) -> NDArray[np.float32]:
         """Features [B, D], by as many threads as PyTorch has in the calling one."""
-        session = self._session(torch.get_num_threads())
-        found: NDArray[np.float32] = session.run(None, {"photo": photos})[0]
-        return found
+        return _run(self._session(torch.get_num_threads()), photos, f"the backbone {self.backbone.name}")
 
     def wanted(self, views: Sequence[Images]) -> bool:
         """Whether onnxruntime is to be used; the first call of a probe measures, on these photos at each size."""
         with self._lock:
             if self._wanted is None:
-                self._wanted = self._probe(views)
+                try:
+                    self._wanted = self._probe(views)
+                except (ExportError, OSError) as error:  # a damaged file, or a size that it fails on
+                    self._wanted, self.said = False, f"PyTorch: {error}"
             return self._wanted
 
     def _session(self, threads: int) -> Any:
@@ -279,7 +308,7 @@ class Engine:
 
         def by_onnx() -> None:
             for photos in views:
-                session.run(None, {"photo": photos})
+                _run(session, photos, f"the backbone {self.backbone.name}")
 
         def by_torch() -> None:
             with self.backbone.borrowed() as backbone:

@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from milnet import processes
 from milnet.annotations import IntArray
 from milnet.artifacts import atomic_path, canonical_json, differences, write_text
-from milnet.errors import ArtifactError, MissingExtraError, NumericError
+from milnet.errors import ArtifactError, MissingExtraError, NumericError, UsageError
 from milnet.features import Maps, Progress, evenly
 from milnet.losses import Loss
 from milnet.model.common import synchronise
 from milnet.samples import IN_MEMORY, Batch, Samples, epoch_batches, shares
 
 Precision = Literal["no", "bf16", "fp16"]
+_LESS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Run:
@@ -206,11 +207,13 @@ def train_epochs(
     optimizer = torch.optim.Adam(_parameter_groups(network, plan.weight_decay), lr=plan.learning_rate)
     loss.to(accelerator.device)
     network, optimizer = accelerator.prepare(network, optimizer)
+    on_gpu = [accelerator.device] if accelerator.device.type == "cuda" else []
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=plan.precision == "fp16")
     state = run.load(phase)
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
     first_epoch, first_step, running = 0, 0, 0.0
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=on_gpu):
         if state is not None:
             accelerator.unwrap_model(network).load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])
@@ -237,10 +240,11 @@ def train_epochs(
             began, waited = time.perf_counter(), 0.0
             for step, (batch, waiting) in enumerate(samples.batches(own[first_step:]), first_step):
                 waited += waiting
-                if world > 1:  # so that nothing of the other processes' generators need be kept
+                if world > 1 or on_gpu:  # so that nothing of other processes' or a GPU's generators need be kept
                     torch.manual_seed(zlib.crc32(f"{plan.seed}/{phase}/{epoch}/{step}/{rank}".encode()))
                 sizes = [len(part) for part in parts[step]]
-                running += _step(network, loss, optimizer, accelerator, batch, sizes) * len(batches[step])
+                lost = _step(network, loss, optimizer, accelerator, scaler, plan.precision, batch, sizes)
+                running += lost * len(batches[step])
                 if time.monotonic() - saved >= pause and step + 1 < len(batches):
                     pause = run.save(
                         _state(phase, epoch, step + 1, running, network, optimizer, loss, history, best, accelerator)
@@ -282,11 +286,23 @@ def best_epoch(history: list[dict[str, float]]) -> int:
     return int(np.argmin((padded[:-2] + padded[1:-1] + padded[2:]) / 3)) + 1
 
 
-def _step(network: nn.Module, loss: Loss, optimizer: Any, accelerator: Any, batch: Batch, sizes: list[int]) -> float:
-    """The loss of the whole batch, of which process i has `sizes[i]` photos; all take the same step."""
+def _step(
+    network: nn.Module,
+    loss: Loss,
+    optimizer: Any,
+    accelerator: Any,
+    scaler: torch.amp.GradScaler,
+    precision: Precision,
+    batch: Batch,
+    sizes: list[int],
+) -> float:
+    """The loss of the whole batch, of which process i has `sizes[i]` photos; all take the same step.
+
+    Less precision is for the steps alone: what is measured and kept is what the network gives in float32.
+    """
     batch = batch.to(accelerator.device)
     assert batch.target is not None
-    with accelerator.autocast():
+    with torch.autocast(accelerator.device.type, _LESS.get(precision), enabled=precision in _LESS):
         log_p = network(batch.photo, batch.pool, batch.index, batch.similarity, batch.keep)
     several = len(sizes) > 1
     together = (lambda e: processes.joined(e, sizes)) if several else None
@@ -295,8 +311,9 @@ def _step(network: nn.Module, loss: Loss, optimizer: Any, accelerator: Any, batc
         raise NumericError(f"the loss is {value.item()}: training diverged; lower the learning rate")
     optimizer.zero_grad()
     # Each has the gradient of its own photos' part of the mean; the mean over processes is taken of them.
-    accelerator.backward(value * len(sizes) if several else value)
-    optimizer.step()
+    accelerator.backward(scaler.scale(value * len(sizes) if several else value))
+    scaler.step(optimizer)
+    scaler.update()
     return float(value.item())
 
 
@@ -309,8 +326,15 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
 
 def _accelerator(plan: Plan) -> Any:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
-    return Accelerator(cpu=plan.device == "cpu", mixed_precision=plan.precision)
+    if plan.precision == "fp16" and plan.device == "cpu":
+        raise UsageError("precision=fp16: expected a GPU; on the CPU set precision=no")
+    if processes.world() == 1:  # of an earlier training, which may have had another device
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=plan.device == "cpu")
+    assert accelerator.num_processes == processes.world()
+    return accelerator
 
 
 def _state(

@@ -27,9 +27,12 @@ def export(
 ) -> Mapping[str, Any]:
     """Write a model, backbone and pool included, as one ONNX network: photo in, distribution and references out."""
     from milnet.artifacts import check_new_folder
+    from milnet.errors import UsageError
     from milnet.export import TOLERANCE, export_model
     from milnet.scoring import Scorer
 
+    if context.device not in ("auto", "cpu"):
+        raise UsageError(f"--device {context.device}: a model is exported on the CPU; pass --device cpu, or none")
     check_new_folder(output, "export", overwrite=overwrite)
     scorer = Scorer.load(
         model, weights=weights, semantic_weights=semantic_weights, offline=context.offline, workers=0, batch=1

@@ -104,6 +104,7 @@ def synchronise(network: nn.Module) -> None:
                 kind = SyncNodeNorm if isinstance(norm, NodeNorm) else nn.SyncBatchNorm
                 other = kind(norm.num_features, norm.eps, norm.momentum).to(norm.weight.device)
                 other.load_state_dict(norm.state_dict())
+                other.weight, other.bias = norm.weight, norm.bias  # the same parameters: some may be frozen
                 setattr(parent, name, other.train(norm.training))
 
 
