@@ -92,6 +92,7 @@ class Extractor:
     ) -> Extractor:
         """Choose what was left open: `default_batch`, and one decoding thread a core. `runtime`: see `make_engine`."""
         target = torch.device(device)
+        torch.backends.cudnn.allow_tf32 = False  # features of GPUs and CPUs count as the same; TF32 is 1e-3 off
         batch = default_batch(preprocess, target.type) if batch is None else batch
         workers = min(os.cpu_count() or 1, 16) if workers is None else workers
         if batch < 1 or workers < 0:
