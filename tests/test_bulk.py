@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import made
 import made_scenes
 from milnet import bulk as module
 from milnet import bursts, outputs
@@ -161,6 +164,38 @@ def test_other_photos_or_options_are_refused(scorer: Scorer, folder: Path, tmp_p
     (tmp_path / "mine" / "a.txt").write_text("-")
     with pytest.raises(ArtifactError, match="was not made by milnet, and unfinished scores would be kept there"):
         score_all(scorer, photos, tmp_path / "mine", Counting())
+
+
+def test_other_pixels_of_the_same_names_are_refused(scorer: Scorer, tmp_path: Path) -> None:
+    """Another column of a Parquet file, or the file written anew."""
+    parquet = tmp_path / "a.parquet"
+    pytest.importorskip("pyarrow")
+    data = []
+    for seed in range(6):
+        stream = io.BytesIO()
+        made.photo(seed).save(stream, "PNG")
+        data.append(stream.getvalue())
+    polars.DataFrame({"image": data, "thumb": data[::-1]}).write_parquet(parquet)
+    whole, other = (find_sources([parquet], image_column=column).photos for column in ("image", "thumb"))
+    with pytest.raises(KeyboardInterrupt):
+        score_all(scorer, whole, tmp_path / "part", Counting(pieces=1), most=2)
+    with pytest.raises(ArtifactError, match="unfinished scores of other photos"):
+        score_all(scorer, other, tmp_path / "part", Counting())
+    os.utime(parquet, ns=(1, 1))
+    with pytest.raises(ArtifactError, match="unfinished scores of other photos"):
+        score_all(scorer, whole, tmp_path / "part", Counting())
+
+
+def test_one_run_at_a_time(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
+    photos, part = find_sources([folder]).photos, tmp_path / "part"
+
+    class Nested(Counting):
+        def run(self, *inputs: Any) -> Any:
+            with pytest.raises(ArtifactError, match=r"another run is writing to .*part: wait for it"):
+                score_all(scorer, photos, part, Counting())
+            yield from super().run(*inputs)
+
+    assert len(score_all(scorer, photos, part, Nested())) == len(score_all(scorer, photos, part, Counting())) > 0
 
 
 def test_a_damaged_shard_is_named(scorer: Scorer, folder: Path, tmp_path: Path) -> None:

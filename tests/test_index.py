@@ -397,3 +397,12 @@ def test_real_features(test_data: Path) -> None:
             some[places] = one.index
         agreement = (some == exact.index).mean()
         assert agreement == 1 if kind == "flat" else agreement > 0.98
+
+
+@pytest.mark.parametrize("count", [1, 3, 60, 255])
+def test_fewer_photos_than_directions(count: int) -> None:
+    """An index learns no more directions than there are photos."""
+    array = np.random.default_rng(0).normal(size=(count, 640)).astype(np.float16)
+    rows = np.arange(count)
+    index = build_index(array, rows, choose(count, 640, kind="hnsw"))
+    assert len(index) == count

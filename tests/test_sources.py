@@ -79,6 +79,46 @@ def test_damaged_tars(tmp_path: Path) -> None:
     assert 0 < len(read) - len(whole) < len(whole)
 
 
+def test_a_tar_that_ends_early_or_goes_on(tmp_path: Path) -> None:
+    """Python takes whatever is no header for the end: what follows it would be missing without a word."""
+    write_tar(tmp_path / "whole.tar", {f"{i}.jpg": jpeg(i) for i in range(4)}, tarfile.USTAR_FORMAT)
+    data = (tmp_path / "whole.tar").read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as shard:
+        third = shard.getmembers()[2].offset
+    damaged = {
+        "checksum": data[:third] + b"\xff" + data[third + 1 :],
+        "hole": data[:third] + bytes(512) + data[third + 512 :],
+        "header": data[: third + 100],
+        "end": data[:third],
+        "twice": data + data,
+    }
+    for name, content in damaged.items():
+        (tmp_path / f"{name}.tar").write_bytes(content)
+        found = find_sources([tmp_path / f"{name}.tar"])
+        assert len(found.photos) == (4 if name == "twice" else 2)
+        (failure,) = found.failures
+        said = {"end": "has no end mark", "twice": "is damaged at byte "}.get(name, f"is damaged at byte {third:,}, or")
+        assert failure.reason.startswith(said), name
+    assert not find_sources([tmp_path / "whole.tar"]).failures
+
+
+def test_members_that_are_no_files_or_have_no_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as shard:
+        for name, kind in (("0.jpg", tarfile.REGTYPE), ("1.jpg", tarfile.LNKTYPE), ("2.jpg", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "" if kind == tarfile.REGTYPE else "0.jpg"
+            member.size = len(jpeg(0)) if kind == tarfile.REGTYPE else 0
+            shard.addfile(member, io.BytesIO(jpeg(0)) if member.size else None)
+        member = tarfile.TarInfo(os.fsdecode(b"caf\xe9.jpg"))
+        member.size = len(jpeg(1))
+        shard.addfile(member, io.BytesIO(jpeg(1)))
+    found = find_sources([tmp_path / "a.tar"])
+    assert list(found.photos.names) == [f"{tmp_path}/a.tar/0.jpg"]
+    (failure,) = found.failures
+    assert "2 photos in it are links, and left out (1.jpg)" in failure.reason
+    assert "the names of 1 photos in it are not UTF-8, and left out (caf\\xe9.jpg)" in failure.reason
+
+
 def table(path: Path, columns: dict[str, list[object]], rows: int = 3) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=rows)
 
@@ -96,6 +136,13 @@ def test_parquet(tmp_path: Path) -> None:
     assert contents(find_sources([hugging]).photos) == {f"{hugging}/{i}.jpg": d for i, d in enumerate(data)}
     assert contents(find_sources([keyed]).photos) == dict(zip((f"{keyed}/{k}" for k in "abcdefgh"), data, strict=True))
     assert contents(find_sources([bare], image_column="mine").photos) == {f"{bare}/{i}": d for i, d in enumerate(data)}
+    flat = str(tmp_path / "flat.parquet")  # as a flattened struct is written
+    table(Path(flat), {"image.bytes": data, "id": list("abcdefgh")})
+    assert contents(find_sources([flat]).photos) == {f"{flat}/{k}": d for k, d in zip("abcdefgh", data, strict=True)}
+    wrong = tmp_path / "wrong.parquet"
+    table(wrong, {"n": [1]})
+    both = find_sources([wrong, bare], image_column=None)  # one that does not fit is a failure, the rest goes on
+    assert len(both.photos) == 8 and "expected a column with the bytes" in both.failures[0].reason
     photos = find_sources([hugging]).photos
     some = [photos[i] for i in (7, 0, 4)]  # of other row groups than those read before
     assert [bytes_ for _, bytes_ in opened(enumerate(some), {})] == [data[7], data[0], data[4]]

@@ -15,6 +15,7 @@ import io
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -169,6 +170,37 @@ def score_all(
     """
     identity = _identity(scorer, photos)
     _claim(part, identity)
+    with _alone(part):
+        return _score_all(scorer, photos, part, runner, identity, progress, most)
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """One run at a time writes into `part`: the system frees the lock whatever ends this process."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    with (part / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(f"another run is writing to {part}: wait for it, or choose another output") from error
+        except OSError:  # a disk without locks
+            pass
+        yield
+
+
+def _score_all(
+    scorer: Scorer,
+    photos: Photos,
+    part: Path,
+    runner: Runner,
+    identity: dict[str, Any],
+    progress: Progress,
+    most: int,
+) -> Bulk:
     done = np.zeros(len(photos), np.bool_)
     for leftover in part.glob(".*.tmp"):  # half a shard, of a run that was killed
         leftover.unlink()
@@ -193,11 +225,18 @@ def _rows_of(shard: Path) -> tuple[int, int]:
 
 
 def _identity(scorer: Scorer, photos: Photos) -> dict[str, Any]:
-    named = hashlib.sha256()
+    named, shards = hashlib.sha256(), hashlib.sha256()
+    place = ""
     for item in photos:
-        named.update(f"{item.name}\t{item.start}\t{item.size}\n".encode())
+        named.update(f"{item.name}\t{item.start}\t{item.size}\t{item.column}\n".encode())
+        if item.start >= 0 and item.place != place:  # a shard that was written anew has other photos in the same places
+            place = item.place
+            with suppress(OSError, ValueError):  # of one that is elsewhere nothing more is known
+                state = Path(place).stat()
+                shards.update(f"{place}\t{state.st_size}\t{state.st_mtime_ns}\n".encode())
     return {
         "photos": {"count": len(photos), "digest": named.hexdigest()},
+        "shards": shards.hexdigest(),
         "model": scorer.digest,
         "backbones": list(scorer.keys),
         "batch": scorer.batch,

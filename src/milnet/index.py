@@ -111,7 +111,7 @@ class Plan:
 
 def forms(kind: Kind, photos: int, width: int, similarity: Similarity) -> list[Plan]:
     """What an index of a kind can be for so many photos of `width` numbers, the best first."""
-    rough = min(_REDUCED, width // 4 * 4 if width >= 4 else width)
+    rough = min(_REDUCED, width // 4 * 4 if width >= 4 else width, max(photos, 1))  # no more directions than photos
     pca = "" if rough == width else f"PCA{rough},"
     learning = 0 if not pca else 4 * (min(photos, _PCA_ROWS) * (width + rough) + 2 * width * width)
     block = 4 * _ROWS * 3 * width

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, overload
 from urllib.parse import urlsplit
 
-from milnet.errors import ImageError, MissingExtraError, UsageError, in_short
+from milnet.errors import ImageError, MilnetError, MissingExtraError, UsageError, in_short
 from milnet.images import SUFFIXES
 from milnet.library import find_photos, listed_names
 
@@ -163,7 +163,11 @@ def find_sources(
                 else:
                     found.add_file(shown(place), place)
     for url in far:
-        found.add_file(shown(url), url)
+        if _is_text(url):
+            found.add_file(shown(url), url)
+        else:
+            name = os.fsencode(shown(url)).decode("utf-8", "backslashreplace")
+            failures.append(ImageError(name, "its name is not valid UTF-8, so no output could hold it"))
     _take_shards(found, failures, shards, image_column)
     if not len(found) and not failures and (wanted or listed):
         raise UsageError(f"no photos in {', '.join([*wanted, *listed][:5])}")
@@ -205,7 +209,13 @@ def _take_shards(
             if name.lower().endswith(".tar"):
                 return "", *_members(name, place)
             return *_rows(name, place, image_column), ""
-        except (OSError, ValueError, tarfile.TarError) as error:
+        except UsageError as error:
+            if len(shards) == 1:
+                raise
+            return "", [], str(error)
+        except MilnetError:
+            raise
+        except Exception as error:  # file systems have errors of their own
             return "", [], f"cannot be listed ({in_short(error)})"
 
     if not shards:
@@ -222,6 +232,8 @@ def _take_shards(
 def _members(name: str, place: str) -> tuple[list[tuple[str, int, int]], str]:
     """The photos in a tar: name, first byte, bytes of each; and what is wrong with it, "" if nothing is."""
     found: list[tuple[str, int, int]] = []
+    links: list[str] = []
+    unnamed: list[str] = []
     with _file(place) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -229,14 +241,51 @@ def _members(name: str, place: str) -> tuple[list[tuple[str, int, int]], str]:
             with tarfile.open(fileobj=file, mode="r:") as shard:
                 while (member := shard.next()) is not None:
                     shard.members = []  # type: ignore[attr-defined]  # it would keep them all
-                    if not member.isfile() or _suffix(member.name) not in SUFFIXES:
+                    if _suffix(member.name) not in SUFFIXES or not (
+                        member.isfile() or member.islnk() or member.issym()
+                    ):
+                        continue
+                    if not member.isfile():
+                        links.append(member.name)
+                        continue
+                    if not _is_text(member.name):
+                        unnamed.append(os.fsencode(member.name).decode("utf-8", "backslashreplace"))
                         continue
                     if member.offset_data + member.size > size:
                         return found, f"is cut short: {member.name} and what follows it is missing"
                     found.append((f"{name}/{member.name}", member.offset_data, member.size))
+                trouble = [_end_of_tar(file, shard.offset)]
         except tarfile.TarError as error:
             return found, f"is damaged, or no uncompressed tar ({in_short(error)})"
-    return found, ""
+    if links:
+        trouble.append(f"{len(links):,} photos in it are links, and left out ({links[0]})")
+    if unnamed:
+        trouble.append(f"the names of {len(unnamed):,} photos in it are not UTF-8, and left out ({unnamed[0]})")
+    return found, "; ".join(filter(None, trouble))
+
+
+def _end_of_tar(file: Any, at: int) -> str:
+    """What is wrong with the end of a tar, whose last header was before `at`: zeros alone should follow.
+
+    Python takes whatever is no header for the end.
+    """
+    file.seek(at)
+    if not (block := file.read(512)):
+        return "has no end mark: it may be cut short"
+    while block:
+        if block.strip(b"\0"):
+            return f"is damaged at byte {at:,}, or several tars in one: what follows there is missing"
+        block = file.read(1 << 16)
+    return ""
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written to an output."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rows(name: str, place: str, image_column: str | None) -> tuple[str, list[tuple[str, int, int]]]:
@@ -249,7 +298,7 @@ def _rows(name: str, place: str, image_column: str | None) -> tuple[str, list[tu
             at = 0
             for batch in file.iter_batches(65_536, columns=[names]):
                 values = batch.column(0)
-                if "." in names:
+                if _import_pyarrow().types.is_struct(values.type):
                     values = values.field(names.rpartition(".")[2])
                 ids[at : at + len(batch)] = values.to_pylist()
                 at += len(batch)
@@ -326,7 +375,7 @@ def _system(place: str) -> tuple[Any, str]:
                 import fsspec
 
                 _systems[key] = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fsspec.filesystem(parts.scheme)))
-        except (ImportError, OSError, ValueError) as error:
+        except (ImportError, OSError, TypeError, ValueError) as error:
             raise UsageError(f"{shown(place)}: no way to read such a URL here ({in_short(error)})") from error
     path = f"{host}{parts.path}" if parts.scheme != "file" else parts.path
     return _systems[key], path if not parts.scheme.startswith("http") else shown(place)
@@ -338,10 +387,11 @@ def _at_url(url: str) -> list[str]:
     system, path = _system(url)
     before, _, after = url.partition("://")
     head, tail = before + "://", ""
-    if "?" in after and not _MAGIC.search(after.split("?")[0]) and "=" in after:
+    if "=" in after.partition("?")[2]:
         after, _, options = after.partition("?")
         tail = f"?{options}"
-    user = after.rpartition("@")[0] + "@" if "@" in after.split("/")[0] else ""
+    host = after.split("/")[0]
+    user = host.rpartition("@")[0] + "@" if "@" in host else ""
     pattern = path if _MAGIC.search(path) else ""
     if pattern:  # list the folder before the first part that is a pattern
         parts = path.split("/")
@@ -439,14 +489,15 @@ class _Reader:
 
 def _row_group(item: Item) -> tuple[int, int, Any]:
     """The row group that a row is in: its first row, its last row + 1, the column with the photos."""
+    pa = _import_pyarrow()
     with _import_parquet().ParquetFile(_arrow_file(item.place)) as file:
         first = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             if item.start < first + count:
-                values = file.read_row_group(group, columns=[item.column]).column(0).combine_chunks()
-                if "." in item.column:
-                    values = values.field("bytes")
+                values = file.read_row_group(group, columns=[item.column]).column(0)  # in chunks: it may be large
+                if pa.types.is_struct(values.type):
+                    values = pa.chunked_array([chunk.field("bytes") for chunk in values.chunks])
                 return first, first + count, values
             first += count
     raise OSError(f"the file ends before row {item.start}")
@@ -464,7 +515,9 @@ def opened(items: Iterable[tuple[Key, Item]], failed: dict[Key, ImageError]) -> 
             return reader.read(item)
         except FileNotFoundError:
             return ImageError(item.name, "does not exist")
-        except (OSError, ValueError) as error:
+        except MilnetError:
+            raise
+        except Exception as error:  # file systems have errors of their own
             return ImageError(item.name, f"cannot be read ({in_short(error)})")
 
     waiting: deque[tuple[Key, Path | Future[bytes | ImageError]]] = deque()

@@ -153,11 +153,14 @@ def remove(
     overwrite: Overwrite = False,
 ) -> Mapping[str, Any]:
     """Take rated photos out of a model's pool; nothing is trained again, and what was learned from them stays."""
-    from milnet.artifacts import read_lines
+    from milnet.errors import UsageError
     from milnet.growing import remove_from_pool
+    from milnet.library import listed_names
 
     fitted, manifest = _open(context, model, output, overwrite)
-    names = [name for one in ids for name in (read_lines(Path(one)) if Path(one).is_file() else (one,)) if name]
+    names = [name for one in ids for name in (listed_names(one) if Path(one).is_file() else (one,))]
+    if not names:
+        raise UsageError(f"--ids {' '.join(ids)}: expected ids of photos, one a line; there is none")
     smaller, built = remove_from_pool(fitted, names, device=context.compute_device())
     removed = {"photos": len(fitted.pool) - len(smaller.pool), "command": command_line()}
     digest = _save(smaller, manifest, output, overwrite, removed=removed)

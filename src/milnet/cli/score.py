@@ -273,6 +273,8 @@ def _score_many(
     for note in sources.notes:
         context.warn(note)
     context.say(f"{len(sources.photos):,} photos found in {time.monotonic() - began:.1f} s")
+    if paths and not null:
+        _check_lines(sources.photos.names)
     began = time.monotonic()
     kept = None if output is None else output.parent / f".{output.name}.part"
     part = kept or Path(tempfile.mkdtemp(prefix="milnet-scores-"))
@@ -281,8 +283,6 @@ def _score_many(
             bulk = score_all(scorer, sources.photos, part, runner, progress=progress)
         failures = [*(Failure(error.file, error.reason) for error in sources.failures), *bulk.failures]
         rows = bulk.chosen(min_score, top)
-        if paths and not null:
-            _check_lines(sources.photos.names)
         if output is not None and is_folder(output):
             write_folder(output, bulk, failures, rows)
         elif output is not None:
