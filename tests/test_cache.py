@@ -372,7 +372,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(place: Path, photos: l
     assert score_files(scorer, photos[:2], cache).forward == 1
 
 
-def test_a_changed_file_does_not_stand_in_for_its_copy(place: Path, photos: list[Path], cache: Cache) -> None:
+def test_a_changed_file_does_not_stand_in_for_its_copy(
+    place: Path, photos: list[Path], cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file changes while it is judged, and a copy of what it was comes after it: both have a score."""
     copy = photos[0].with_name("z-copy.png")
     shutil.copy(photos[0], copy)
@@ -383,7 +385,7 @@ def test_a_changed_file_does_not_stand_in_for_its_copy(place: Path, photos: list
         for content in original(files):
             yield replace(content, state="before it changed") if content.photo == photos[0] else content
 
-    cache.contents = contents  # type: ignore[method-assign]
+    monkeypatch.setattr(cache, "contents", contents)
     for work in (score_files, lambda *given: see_files(*given)):
         for order in ([photos[0], copy, photos[1]], [photos[0], photos[1], copy]):
             found = work(scorer, order, cache)

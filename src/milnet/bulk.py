@@ -171,7 +171,24 @@ def score_all(
     identity = _identity(scorer, photos)
     _claim(part, identity)
     with _alone(part):
-        return _score_all(scorer, photos, part, runner, identity, progress, most)
+        done = np.zeros(len(photos), np.bool_)
+        for leftover in part.glob(".*.tmp"):  # half a shard, of a run that was killed
+            leftover.unlink()
+        for shard in part.glob("*.parquet"):
+            done[slice(*_rows_of(shard))] = True
+        todo = np.flatnonzero(~done).tolist()
+        finished = len(photos) - len(todo)
+        progress(finished, len(photos), "photos")
+        for rows, data in runner.run(scorer, score_piece, todo, photos.__getitem__, most):
+            if data is None:
+                data = _shard([{"row": row, "photo": photos.names[row], "reason": DEADLY} for row in rows])
+            with atomic_path(part / f"{rows[0]:012}-{rows[-1] + 1:012}.parquet") as temporary:
+                temporary.write_bytes(data)
+            finished += len(rows)
+            progress(finished, len(photos), "photos")
+        return _gather(
+            scorer, identity["photos"]["digest"], tuple(sorted(part.glob("*.parquet"))), len(photos), len(todo)
+        )
 
 
 @contextmanager
@@ -190,33 +207,6 @@ def _alone(part: Path) -> Iterator[None]:
         except OSError:  # a disk without locks
             pass
         yield
-
-
-def _score_all(
-    scorer: Scorer,
-    photos: Photos,
-    part: Path,
-    runner: Runner,
-    identity: dict[str, Any],
-    progress: Progress,
-    most: int,
-) -> Bulk:
-    done = np.zeros(len(photos), np.bool_)
-    for leftover in part.glob(".*.tmp"):  # half a shard, of a run that was killed
-        leftover.unlink()
-    for shard in part.glob("*.parquet"):
-        done[slice(*_rows_of(shard))] = True
-    todo = np.flatnonzero(~done).tolist()
-    finished = len(photos) - len(todo)
-    progress(finished, len(photos), "photos")
-    for rows, data in runner.run(scorer, score_piece, todo, photos.__getitem__, most):
-        if data is None:
-            data = _shard([{"row": row, "photo": photos.names[row], "reason": DEADLY} for row in rows])
-        with atomic_path(part / f"{rows[0]:012}-{rows[-1] + 1:012}.parquet") as temporary:
-            temporary.write_bytes(data)
-        finished += len(rows)
-        progress(finished, len(photos), "photos")
-    return _gather(scorer, identity["photos"]["digest"], tuple(sorted(part.glob("*.parquet"))), len(photos), len(todo))
 
 
 def _rows_of(shard: Path) -> tuple[int, int]:

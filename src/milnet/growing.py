@@ -21,7 +21,7 @@ from milnet.compact import PackedRows, entered
 from milnet.errors import UsageError
 from milnet.evaluation import groups_of, refuse_other_features, refuse_other_values
 from milnet.features import FeatureSet, stored_rows
-from milnet.index import build_index, choose
+from milnet.index import build_index, forms
 from milnet.model.votes import Votes
 from milnet.pool import RatedPool
 from milnet.recipe import MANY, WHOLE
@@ -149,10 +149,11 @@ def remove_from_pool(model: Model, ids: Sequence[str], *, device: str = "cpu") -
         index = pool.index.without(np.flatnonzero(out))
         built = index is None
         if index is None:
-            old, width = pool.index.plan, pool.semantic.shape[1]
-            few = choose(len(left), width, kind=old.kind, similarity=old.similarity)
-            fits = len(left) >= min(width, len(pool), 256)  # directions that the old form has at most
-            index = build_index(pool.semantic, smaller.rows, old if fits else few)
+            plan, width = pool.index.plan, pool.semantic.shape[1]
+            possible = forms(plan.kind, len(left), width, plan.similarity)
+            if plan.form not in (one.form for one in possible):  # too few photos are left for it
+                plan = possible[0]
+            index = build_index(pool.semantic, smaller.rows, plan)
         smaller = replace(smaller, index=index)
     return _doubted(replace(model, pool=smaller), device), built
 

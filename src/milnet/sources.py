@@ -148,7 +148,7 @@ def find_sources(
         failures += library.failures
         notes = library.notes
         for path in library.photos:
-            name = os.fsencode(path).decode("utf-8", "backslashreplace")
+            name = _as_text(str(path))
             if name != str(path):
                 failures.append(ImageError(name, "its name is not valid UTF-8, so no output could hold it: rename it"))
             elif path.suffix.lower() in _SHARDS:
@@ -163,10 +163,9 @@ def find_sources(
                 else:
                     found.add_file(shown(place), place)
     for url in far:
-        if _is_text(url):
-            found.add_file(shown(url), url)
+        if (name := _as_text(shown(url))) == shown(url):
+            found.add_file(name, url)
         else:
-            name = os.fsencode(shown(url)).decode("utf-8", "backslashreplace")
             failures.append(ImageError(name, "its name is not valid UTF-8, so no output could hold it"))
     _take_shards(found, failures, shards, image_column)
     if not len(found) and not failures and (wanted or listed):
@@ -180,6 +179,11 @@ def shown(place: str) -> str:
         return place
     parts = urlsplit(place)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _as_text(name: str) -> str:
+    """A name as an output can hold it: itself, or with escapes for what is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _numbered(text: str) -> Iterator[str]:
@@ -248,8 +252,8 @@ def _members(name: str, place: str) -> tuple[list[tuple[str, int, int]], str]:
                     if not member.isfile():
                         links.append(member.name)
                         continue
-                    if not _is_text(member.name):
-                        unnamed.append(os.fsencode(member.name).decode("utf-8", "backslashreplace"))
+                    if (text := _as_text(member.name)) != member.name:
+                        unnamed.append(text)
                         continue
                     if member.offset_data + member.size > size:
                         return found, f"is cut short: {member.name} and what follows it is missing"
@@ -277,15 +281,6 @@ def _end_of_tar(file: Any, at: int) -> str:
             return f"is damaged at byte {at:,}, or several tars in one: what follows there is missing"
         block = file.read(1 << 16)
     return ""
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be written to an output."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _rows(name: str, place: str, image_column: str | None) -> tuple[str, list[tuple[str, int, int]]]:
