@@ -270,6 +270,7 @@ def test_ranks_go_by_score_and_soft_photos_come_last() -> None:
     assert rank_burst([5.0, 6.0, 4.0], [50, 50 - SOFT - 0.1, 50]) == [1, 3, 2]
     assert rank_burst([5.0, 6.0, 4.0], [50, 50 - SOFT, 50]) == [2, 1, 3]
     assert rank_burst([5.0, 5.0, 5.0], [50, 52, 50]) == [2, 1, 3]
+    assert rank_burst([5.0 + 4e-6, 5.0, 5.0 + 4e-5], [50, 52, 50]) == [3, 2, 1]  # the last bits say nothing
     assert rank_burst([5.0], [0.0]) == [1]
     assert rank_burst([], []) == []
     rng = np.random.default_rng(0)
@@ -292,6 +293,8 @@ def test_places_and_advice() -> None:
     near = rank_bursts(groups, scores, sharp, near=0.15)
     assert [place.keep if place else None for place in near] == [True, None, True, True, True, False]
     assert rank_bursts([None], [1.0], [1.0]) == [None]
+    copies = rank_bursts([1, 1, 1], [5.0, 5.0 + 1e-6, 4.9], [50.0, 50.0, 50.0])
+    assert copies == [Place(1, 1, True), Place(1, 2, True), Place(1, 3, False)]
 
 
 # ---- photos ----------------------------------------------------------------------------------------------------------

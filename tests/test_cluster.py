@@ -240,6 +240,13 @@ def test_a_worker_that_raises_stops_the_work(cluster: Cluster) -> None:
 
 
 @slow
+def test_workers_of_another_version_are_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "__version__", "0.0.0")
+    with pytest.raises(ProcessError, match=r"and the command 0\.0\.0: install the same version on every node"):
+        list(cluster.run(1, boast, range(8), item, 4))
+
+
+@slow
 def test_workers_that_all_end(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLAMED", 2)
     with pytest.raises(ProcessError, match="each of 3 photos ended the worker that had it, and none was finished"):
@@ -372,7 +379,7 @@ def test_a_running_cluster(photos: Path, tmp_path: Path) -> None:
         subprocess.run([*call, "import", "table", tmp_path / "votes.csv", "-o", data, "-q"], check=True)
         run = subprocess.run(
             [*call, "features", data, "--backbone", "pocket", "--workers", "ray", "--address", address, "--images",
-             tmp_path / "p-{0..1}.tar"], capture_output=True, text=True, env=environment,
+             "p-{0..1}.tar"], capture_output=True, text=True, env=environment, cwd=tmp_path,  # no worker is there
         )  # fmt: skip
         assert "60 photos x" in run.stdout and "photos: 61 of 61 in" in run.stdout, run.stdout + run.stderr
         assert head.poll() is None

@@ -179,6 +179,10 @@ def test_folder_percentiles() -> None:
     found = ranked([example(s) for s in (3.0, 1.0, 2.0, 2.0)])
     assert [score.folder_percentile for score in found] == [100.0, 0.0, 50.0, 50.0]
     assert ranked([example(1.0)])[0].folder_percentile is None
+    copies = ranked([example(s) for s in (3.0, 1.0, 2.0, 2.0 + 1e-6)])  # one picture in two batches
+    assert [score.folder_percentile for score in copies] == [100.0, 0.0, 50.0, 50.0]
+    near = ranked([example(s) for s in (3.0, 1.0, 2.0, 2.0 + 1e-4)])
+    assert [score.folder_percentile for score in near] == pytest.approx([100.0, 0.0, 100 / 3, 200 / 3])
 
 
 def test_stars() -> None:

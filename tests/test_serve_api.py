@@ -22,6 +22,7 @@ import made
 import made_files
 from made_scenes import scene, scene_jpeg
 from milnet.album import remember
+from milnet.bursts import ROUNDING
 from milnet.files import score_files
 from milnet.images import open_photo
 from milnet.scoring import Score, Scorer
@@ -143,7 +144,8 @@ def test_a_form(served: Served, expected: dict[str, Score]) -> None:
     scores = np.array([one["score"] for one in said["scores"]])
     for one in said["scores"]:
         others = np.delete(scores, [place for place, other in enumerate(said["scores"]) if other is one])
-        lower = 100 * ((others < one["score"]) + 0.5 * (others == one["score"])).mean()
+        tie = abs(others - one["score"]) <= ROUNDING
+        lower = 100 * np.where(tie, 0.5, others < one["score"]).mean()
         assert one["folder_percentile"] == pytest.approx(lower, abs=1e-6)
 
 

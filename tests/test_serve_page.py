@@ -307,7 +307,8 @@ def test_percentiles_among_the_photos(open_page: Open) -> None:
     rng = random.Random(2)
     for count in (1, 2, 7, 40):
         base = awkward_scores()[0]
-        scores = ranked([replace(base, score=float(rng.randint(0, count // 2))) for _ in range(count)])
+        values = [rng.randint(0, count // 2) + rng.choice((0, 1e-6, 1e-3)) for _ in range(count)]
+        scores = ranked([replace(base, score=value) for value in values])
         found = open_page().evaluate(
             "(x) => import('/static/table.js').then(({percentilesAmong}) => x.map(percentilesAmong(x)))",
             [score.score for score in scores],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 import made
 from milnet import sources
 from milnet.errors import ImageError, UsageError
-from milnet.sources import Item, Photos, find_sources, opened, pieces, shown
+from milnet.sources import Here, Item, Photos, find_sources, opened, pieces, shown
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -180,6 +180,53 @@ def test_files_of_this_machine(tmp_path: Path) -> None:
         find_sources(["a{3..1}.tar"])
     (folder / os.fsdecode(b"\xff.jpg")).write_bytes(jpeg(1))
     assert "not valid UTF-8" in find_sources([folder]).failures[0].reason
+
+
+def test_a_row_group_is_read_once_for_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its photos may be many thousands, those of a piece some hundreds; a file that is written anew is read anew."""
+    data, place, reads = [jpeg(i) for i in range(12)], tmp_path / "a.parquet", []
+    real = sources._row_group
+    monkeypatch.setattr(sources, "_row_group", lambda item: reads.append(item.start) or real(item))
+
+    def work(state: None, items: Sequence[tuple[int, Item]]) -> bytes:
+        return b"".join(bytes(one) for _, one in opened(items, {}))  # type: ignore[arg-type]
+
+    for given in (data, data[::-1]):
+        table(place, {"image": given}, rows=6)
+        photos = find_sources([place]).photos
+        found = list(Here().run(None, work, range(12), photos.__getitem__, 3))
+        assert [one for _, one in found] == [b"".join(given[at : at + 3]) for at in range(0, 12, 3)]
+    assert len(reads) == 4
+    assert sources._kept.group.values is None  # nothing is held when all is done
+
+
+def test_bad_moments_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be read is tried again; not for ever where nothing can be."""
+    tries: list[str] = []
+
+    def read(self: object, item: Item) -> bytes:
+        tries.append(item.name)
+        if item.name == "none":
+            raise FileNotFoundError(item.place)
+        if item.name.startswith("never") or tries.count(item.name) < 3:
+            raise ConnectionResetError("reset")
+        return item.name.encode()
+
+    monkeypatch.setattr(sources, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(sources._Reader, "_read", read)
+    failed: dict[int, ImageError] = {}
+    names = ["once", "none", "never"]
+    found = dict(opened(enumerate(Item(name, "s3://bucket/x") for name in names), failed))
+    assert found == {0: b"once"} and failed[1].reason == "does not exist"
+    assert failed[2].reason == "cannot be read (ConnectionResetError: reset)"
+    assert [tries.count(name) for name in names] == [3, 1, 3]
+    tries.clear()
+    dead = [Item(f"never {number}", "s3://bucket/x") for number in range(200)]
+    assert list(opened(enumerate(dead), failed)) == [] and len(failed) == 200
+    assert len(tries) < 200 + 2 * (sources._PATIENCE + sources._THREADS) + 1
+    tries.clear()
+    list(opened([(0, Item("near", "a.tar", 0, 5))], failed))
+    assert tries == ["near"]  # a disk has none
 
 
 def test_any_file_system(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ the same in both. The limits are those of benchmarks/bursts.py, chosen there on 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ ALIKE = 0.45  # likeness of layouts from which two photos are alike
 PARTLY = 0.2  # likeness of layouts that is enough if the model's features agree
 AGREE = 0.95  # cosine of the model's semantic features from which they agree
 SOFT = 15.0  # points of sharpness (signals.py) below the sharpest of the burst that put a photo behind
+ROUNDING = 1e-5  # scores no further apart are equal: that much may change with the photos a batch holds
 LAYOUT = 256  # bytes of a layout
 
 _SIDE = 16  # of the picture that a layout is
@@ -216,10 +218,14 @@ def rank_burst(scores: Sequence[float], sharpness: Sequence[float]) -> list[int]
     """Rank of each photo of one burst, 1 = the best: by score, but soft photos behind all others.
 
     Soft is a photo whose sharpness is more than 15 points below that of the sharpest of the burst, a blur of about half
-    a pixel of what was measured. Equal scores go by sharpness, then by their order.
+    a pixel of what was measured. Equal scores (to ROUNDING) go by sharpness, then by their order.
     """
     limit = max(sharpness, default=0.0) - SOFT
-    order = sorted(range(len(scores)), key=lambda i: (sharpness[i] < limit, -scores[i], -sharpness[i]))
+    levels, level, last = [0] * len(scores), 0, math.inf
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        level += last - scores[i] > ROUNDING
+        levels[i], last = level, scores[i]
+    order = sorted(range(len(scores)), key=lambda i: (sharpness[i] < limit, levels[i], -sharpness[i]))
     ranks = [0] * len(scores)
     for rank, i in enumerate(order, 1):
         ranks[i] = rank
@@ -248,6 +254,6 @@ def rank_bursts(
         best = scores[photos[ranks.index(1)]]
         limit = max(sharpness[i] for i in photos) - SOFT
         for i, rank in zip(photos, ranks, strict=True):
-            keep = rank == 1 or (sharpness[i] >= limit and scores[i] >= best - near)
+            keep = rank == 1 or (sharpness[i] >= limit and scores[i] >= best - near - ROUNDING)
             found[i] = Place(group, rank, keep)
     return found

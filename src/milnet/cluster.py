@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from milnet.errors import MilnetError, MissingExtraError, ProcessError, UsageError, in_short
-from milnet.sources import Item, pieces
+from milnet.sources import Item, absolute, pieces
+from milnet.version import __version__
 
 _ROUND = 2000  # pieces that Ray Data is given at once: bounds what their descriptions take
 _SMALLER = 16  # a piece that killed its worker comes back in so many parts
@@ -35,7 +36,14 @@ Work = Callable[[Any, Sequence[tuple[int, Item]]], bytes]
 class _Worker:
     """What Ray starts as often as there are workers: has the network in memory, works on a piece after the other."""
 
-    def __init__(self, state: bytes, work: Work, threads: int) -> None:
+    def __init__(self, state: bytes, work: Work, threads: int, version: str) -> None:
+        self.other = (
+            ""
+            if version == __version__
+            else (f"it has milnet {__version__} and the command {version}: install the same version on every node")
+        )
+        if self.other:
+            return
         import ray
         import torch
 
@@ -44,9 +52,9 @@ class _Worker:
 
     def __call__(self, batch: Any) -> dict[str, list[Any]]:
         at, items = batch.column("at")[0].as_py(), pickle.loads(batch.column("items")[0].as_py())  # noqa: S301
-        data, trouble = b"", ""
+        data, trouble = b"", self.other
         try:
-            data = self.work(self.state, items)
+            data = b"" if trouble else self.work(self.state, items)
         except MemoryError:
             raise  # a smaller piece may do
         except MilnetError as error:
@@ -137,14 +145,15 @@ class Cluster:
         import ray.data
 
         described = [
-            {"at": at, "items": pickle.dumps([(row, item(row)) for row in piece])} for at, piece in enumerate(waiting)
+            {"at": at, "items": pickle.dumps([(row, absolute(item(row))) for row in piece])}
+            for at, piece in enumerate(waiting)
         ]
         with _quiet(ray.data.DataContext.get_current().copy()):
             made = ray.data.from_items(described, override_num_blocks=len(described)).map_batches(
                 _Worker,
                 batch_size=None,  # a row is a block, and a block a task
                 batch_format="pyarrow",
-                fn_constructor_args=(state, work, self.threads),
+                fn_constructor_args=(state, work, self.threads, __version__),
                 # One piece a worker: what waits at a worker that dies would count as what killed it.
                 compute=ray.data.ActorPoolStrategy(
                     size=min(self.workers, len(described)), max_tasks_in_flight_per_actor=1

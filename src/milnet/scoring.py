@@ -542,23 +542,25 @@ def star_signs(stars: int | None, of: int) -> str:
 
 
 def ranked(scores: Sequence[Score], stars: Sequence[float] = STARS, stars_of: StarsOf = "percentile") -> list[Score]:
-    """The same scores with their stars, and 100 x the share of the others of this call that score lower (ties half)."""
+    """The same scores with their stars, and 100 x the share of the others of this call that score lower (ties half).
+
+    A tie is what differs by the last bits alone (bursts.ROUNDING), as the same picture in two batches does.
+    """
     ordered = in_order(score.score for score in scores)
     return [placed(score, ordered, stars, stars_of) for score in scores]
 
 
 def in_order(scores: Iterable[float]) -> FloatArray:
     """The scores of a call, ascending, as `placed` takes them."""
-    # rounded: the same picture twice is a tie, whatever its last bits are
-    return np.sort(np.fromiter((round(score, 9) for score in scores), np.float64))
+    return np.sort(np.fromiter(scores, np.float64))
 
 
 def placed(score: Score, ordered: FloatArray, stars: Sequence[float], stars_of: StarsOf) -> Score:
     """A score with its place among those of its call (`in_order`), and its stars."""
     folder = None
     if len(ordered) > 1:
-        own = round(score.score, 9)
-        low, high = np.searchsorted(ordered, own, "left"), np.searchsorted(ordered, own, "right")
+        low = np.searchsorted(ordered, score.score - bursts.ROUNDING, "left")
+        high = np.searchsorted(ordered, score.score + bursts.ROUNDING, "right")
         folder = float(100 * (low + (high - low - 1) / 2) / (len(ordered) - 1))  # ties without the photo itself
     found = replace(score, folder_percentile=folder)
     of: float | None = getattr(found, stars_of)

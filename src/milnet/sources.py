@@ -18,6 +18,7 @@ import os
 import re
 import tarfile
 import threading
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,8 @@ _SHARDS = (".tar", ".parquet")
 _IMAGES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "img", "image_bytes")  # columns that hold photos
 _NAMES = ("path", "__key__", "id", "image_id", "filename", "file_name", "name", "key")  # columns that name them
 _THREADS = 8  # that read photos ahead; they wait for a disk or a network most of the time
+_WAITS = (1.0, 4.0)  # seconds before a file far away that could not be read is tried again
+_PATIENCE = 8  # photos of a piece that are waited for in vain, before the others are tried once only
 _WHOLE = -1  # as the start of an item: all of its file
 
 
@@ -117,6 +120,11 @@ def is_far(argument: str | Path) -> bool:
 def is_near(item: Item) -> bool:
     """Whether an item is a file of its own on this machine."""
     return item.start == _WHOLE and not _URL.match(item.place)
+
+
+def absolute(item: Item) -> Item:
+    """The same photo for a process in another folder."""
+    return item if _URL.match(item.place) else item._replace(place=str(Path.cwd() / item.place))
 
 
 def find_sources(
@@ -430,17 +438,58 @@ def _file(place: str) -> io.BufferedIOBase:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
+class _RowGroup(NamedTuple):
+    """The part of a Parquet file that was read last. It may hold far more photos than a piece of work."""
+
+    file: tuple[str, Any, Any] = ("", 0, 0)  # its place, size and time of the last change
+    column: str = ""
+    first: int = 0
+    last: int = 0  # the row behind it
+    values: Any = None
+
+
+class _Kept:
+    """What this process keeps from a piece of work to the next."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.group = _RowGroup()
+
+    def forget(self) -> None:
+        """No piece follows."""
+        self.group = _RowGroup()
+
+
+_kept = _Kept()
+
+
 class _Reader:
-    """Reads items, from several threads. Keeps the file, and the part of a Parquet file, that it read last."""
+    """Reads items, from several threads. Keeps the file that it read last."""
 
     def __init__(self) -> None:
         self._own = threading.local()
         self._open_files: set[Any] = set()
         self._lock = threading.Lock()
-        self._rows: tuple[str, int, int, Any] = ("", 0, 0, None)  # place, first row, last row + 1, the column
+        self._parquet: dict[str, tuple[str, Any, Any]] = {}
+        self._vain = 0
 
     def read(self, item: Item) -> bytes:
-        """The bytes of a photo; OSError or ValueError where they cannot be had."""
+        """The bytes of a photo; OSError or ValueError where they cannot be had. What is far is tried three times."""
+        for wait in _WAITS if _URL.match(item.place) and self._vain < _PATIENCE else ():
+            try:
+                return self._read(item)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:  # a network has bad moments
+                self._own.place = None  # the file that it came from may be the trouble
+                time.sleep(wait)
+        try:
+            return self._read(item)
+        except OSError:
+            self._vain += 1  # a lost count of two threads does no harm
+            raise
+
+    def _read(self, item: Item) -> bytes:
         if item.column:
             return self._row(item)
         if item.start == _WHOLE:
@@ -471,15 +520,27 @@ class _Reader:
             file.close()
 
     def _row(self, item: Item) -> bytes:
-        with self._lock:  # neighbours wait for the same part anyway
-            place, first, last, values = self._rows
-            if place != item.place or not first <= item.start < last:
-                first, last, values = _row_group(item)
-                self._rows = (item.place, first, last, values)
-            data = values[item.start - first].as_py()
+        with _kept.lock:  # neighbours wait for the same part anyway
+            if item.place not in self._parquet:  # asked once a piece: a file may be written anew between two commands
+                self._parquet[item.place] = (item.place, *_state(item.place))
+            file, group = self._parquet[item.place], _kept.group
+            if (file, item.column) != (group.file, group.column) or not group.first <= item.start < group.last:
+                _kept.forget()  # two of them would be in memory else
+                _kept.group = group = _RowGroup(file, item.column, *_row_group(item))
+            data = group.values[item.start - group.first].as_py()
         if data is None:
             raise ValueError("the row holds no bytes")
         return bytes(data)
+
+
+def _state(place: str) -> tuple[Any, Any]:
+    """Size of a file and the time of its last change."""
+    if not _URL.match(place):
+        found = Path(place).stat()
+        return found.st_size, found.st_mtime_ns
+    system, path = _system(place)
+    info = system.get_file_info(path)
+    return info.size, info.mtime_ns
 
 
 def _row_group(item: Item) -> tuple[int, int, Any]:
@@ -580,8 +641,11 @@ class Here:
         most: int,
     ) -> Iterator[tuple[Sequence[int], bytes | None]]:
         """See Runner."""
-        for piece in pieces(rows, most):
-            yield piece, work(state, [(row, item(row)) for row in piece])
+        try:
+            for piece in pieces(rows, most):
+                yield piece, work(state, [(row, item(row)) for row in piece])
+        finally:
+            _kept.forget()
 
 
 def pieces(rows: Sequence[int], size: int) -> list[Sequence[int]]:

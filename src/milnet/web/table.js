@@ -44,6 +44,8 @@ export function csvOf(rows, { values, digest, version }) {
   return [head.join(","), ...lines, ""].join("\n");
 }
 
+const ROUNDING = 1e-5; // scores no further apart are ties (bursts.py)
+
 /** Score -> 100 x the share of the others that score lower, ties half; null for a single photo (scoring.ranked). */
 export function percentilesAmong(scores) {
   if (scores.length < 2) return () => null;
@@ -58,7 +60,7 @@ export function percentilesAmong(scores) {
     return low;
   };
   return (x) => {
-    const low = place(x, false), high = place(x, true);
+    const low = place(x - ROUNDING, false), high = place(x + ROUNDING, true);
     return (100 * (low + (high - low - 1) / 2)) / (ordered.length - 1);
   };
 }
