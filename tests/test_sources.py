@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -256,12 +258,65 @@ def test_any_file_system(tmp_path: Path) -> None:
         find_sources(["nonsense://a/b.jpg"])
 
 
+def test_patterns_go_folder_by_folder() -> None:
+    """As in a shell: `*` is no way into another folder, `**` is one."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for name in ("a-1.jpg", "b/a-2.jpg", "b/c/a-3.jpg", "b/c/d.tar"):
+        memory.pipe(f"/box/{name}", b"-")
+    names = lambda pattern: [one.split("box/")[1] for one in find_sources([pattern]).photos.names]  # noqa: E731
+    try:
+        assert names("memory://box/*.jpg") == ["a-1.jpg"]
+        assert names("memory://box/*/a-?.jpg") == ["b/a-2.jpg"]
+        assert names("memory://box/**/a-*.jpg") == ["a-1.jpg", "b/a-2.jpg", "b/c/a-3.jpg"]
+        assert names("memory://box/b/**") == ["b/a-2.jpg", "b/c/a-3.jpg"]
+        assert names("memory://box/b*/**/*.jpg") == ["b/a-2.jpg", "b/c/a-3.jpg"]
+    finally:
+        memory.rm("/box", recursive=True)
+
+
+def test_addresses_of_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signed address is opened as it is, and its name in outputs lets nobody in."""
+    pytest.importorskip("aiohttp")
+    data, asked = jpeg(1), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            found = self.path == "/a/b.jpg?Signature=x%2By&Expires=5"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(data) if found else 0))
+            self.end_headers()
+            self.wfile.write(data if found else b"")
+
+        def log_message(self, *_: object) -> None:
+            """Silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        here = f"http://127.0.0.1:{server.server_port}/a/b.jpg"
+        assert contents(find_sources([f"{here}?Signature=x%2By&Expires=5"]).photos) == {here: data}
+        with pytest.raises(UsageError, match=r"a/c\.jpg: (there is no such file|cannot be listed)"):
+            find_sources([here.replace("b.jpg", "c.jpg?Signature=z")])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_a_list_may_name_both(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    write_tar(tmp_path / "t.tar", {"in.jpg": jpeg(2)})
     listed = tmp_path / "list"
-    listed.write_text(f"s3://bucket/b.jpg\n{tmp_path / 'a.jpg'}\n{tmp_path / 'none.jpg'}\n")
-    found = find_sources(files_from=listed)
-    assert found.photos.names == [str(tmp_path / "a.jpg"), "s3://bucket/b.jpg"]
+    lines = ["s3://bucket/b.jpg", str(tmp_path / "a.jpg"), str(tmp_path / "none.jpg"), "memory://box/t.tar"]
+    listed.write_text("\n".join(lines))
+    fsspec.filesystem("memory").pipe("/box/t.tar", (tmp_path / "t.tar").read_bytes())
+    try:
+        found = find_sources(files_from=listed)
+    finally:
+        fsspec.filesystem("memory").rm("/box", recursive=True)
+    assert found.photos.names == [str(tmp_path / "a.jpg"), "s3://bucket/b.jpg", "memory://box/t.tar/in.jpg"]
     assert [error.reason for error in found.failures] == ["does not exist"]
 
 
@@ -269,6 +324,7 @@ def test_no_secret_is_shown() -> None:
     place = "s3://key:secret@bucket/a/b.jpg?endpoint_override=http%3A%2F%2Fhere%3A1"
     assert shown(place) == "s3://bucket/a/b.jpg"
     assert shown("a/b.jpg?x") == "a/b.jpg?x"
+    assert shown("https://me:secret@host/a.jpg?token#x") == "https://host/a.jpg"
 
 
 def test_what_vanishes_meanwhile_is_a_failure(tmp_path: Path) -> None:
@@ -314,6 +370,10 @@ def fill(s3: str, bucket: str, files: dict[str, bytes]) -> None:
             stream.write(data)
 
 
+def by_name(numbered: tuple[int, str]) -> str:
+    return numbered[1]
+
+
 def options(s3: str) -> str:
     return f"?scheme=http&region=us-east-1&endpoint_override={s3.removeprefix('http://')}"
 
@@ -343,3 +403,13 @@ def test_object_storage(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(find_sources(["s3://photos/2021/[0-2].jpg"]).photos) == 3
     with pytest.raises(UsageError, match="s3://photos/2022: there is no such file"):
         find_sources(["s3://photos/2022"])
+    names = ["a b.jpg", "\u00fc#1.jpg", "p%20q.jpg", "what?.jpg", "[x]*.jpg", "\u6771/\u4eac.jpg"]
+    fill(s3, "names", {name: jpeg(i) for i, name in enumerate(names)})
+    photos = find_sources(["s3://names"]).photos
+    sources._systems.clear()  # a worker has only the items
+    assert contents(photos) == {f"s3://names/{name}": jpeg(i) for i, name in sorted(enumerate(names), key=by_name)}
+    assert contents(find_sources(["s3://names/[x]*.jpg"]).photos) == {"s3://names/[x]*.jpg": jpeg(4)}
+    sources._systems.clear()
+    assert contents(find_sources([f"s3://a:b@names/what?.jpg{options(s3)}"]).photos) == {
+        "s3://names/what?.jpg": jpeg(3)
+    }

@@ -26,7 +26,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, overload
-from urllib.parse import urlsplit
 
 from milnet.errors import ImageError, MilnetError, MissingExtraError, UsageError, in_short
 from milnet.images import SUFFIXES
@@ -166,13 +165,10 @@ def find_sources(
     for url in wanted:
         if _URL.match(url):
             for place in _at_url(url):
-                if place.lower().split("?")[0].endswith(_SHARDS):
-                    shards.append((shown(place), place))
-                else:
-                    found.add_file(shown(place), place)
+                _add_far(found, shards, place)
     for url in far:
         if (name := _as_text(shown(url))) == shown(url):
-            found.add_file(name, url)
+            _add_far(found, shards, url)
         else:
             failures.append(ImageError(name, "its name is not valid UTF-8, so no output could hold it"))
     _take_shards(found, failures, shards, image_column)
@@ -181,12 +177,20 @@ def find_sources(
     return Sources(found, tuple(failures), notes)
 
 
+def _add_far(found: Photos, shards: list[tuple[str, str]], place: str) -> None:
+    if shown(place).lower().endswith(_SHARDS):
+        shards.append((shown(place), place))
+    else:
+        found.add_file(shown(place), place)
+
+
 def shown(place: str) -> str:
     """A place as it may be printed: a URL without user, password and options."""
     if not _URL.match(place):
         return place
-    parts = urlsplit(place)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    url = _Url.of(place)
+    path = re.split("[?#]", url.path)[0] if url.scheme in _HTTP else url.path
+    return f"{url.scheme}://{url.host.rpartition('@')[2]}{path}"
 
 
 def _as_text(name: str) -> str:
@@ -360,71 +364,99 @@ def _import_parquet() -> Any:
     return pyarrow.parquet
 
 
-_systems: dict[tuple[str, str, str], Any] = {}  # by scheme, user, options: each logs in once
+_ARROW = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "viewfs")  # schemes that pyarrow knows
+_HTTP = ("http", "https")  # their options are a part of the address
+_systems: dict[tuple[str, str, str], tuple[Any, str]] = {}  # by scheme, host with user, options: each logs in once
 
 
-def _system(place: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
-    pa = _import_pyarrow()
-    parts = urlsplit(place)
-    user = parts.netloc.rpartition("@")[0]
-    key = (parts.scheme, user, parts.query)
-    host = parts.netloc.rpartition("@")[2]
+class _Url(NamedTuple):
+    """A URL, taken apart: names of objects may hold `#`, `%` and `?`, so only `?name=value` at its end is an option."""
+
+    scheme: str
+    host: str  # with user and password
+    path: str
+    options: str
+
+    @staticmethod
+    def of(place: str) -> _Url:
+        scheme, _, rest = place.partition("://")
+        before, mark, options = rest.rpartition("?")
+        if not mark or "=" not in options:
+            before, options = rest, ""
+        host, slash, path = before.partition("/")
+        return _Url(scheme.lower(), host, slash + path, options)
+
+
+def _system(place: str) -> tuple[Any, str, str]:
+    """The file system of a URL, the path in it, and which part of that stands for the host."""
+    pa, url = _import_pyarrow(), _Url.of(place)
+    key = (url.scheme, url.host, url.options) if url.scheme in _ARROW else (url.scheme, "", "")
     if key not in _systems:
         try:
-            if parts.scheme in ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "viewfs"):
-                _systems[key] = pa.fs.FileSystem.from_uri(place)[0]
+            if url.scheme in _ARROW:  # without the path: not each that is there may stand in an address
+                system, root = pa.fs.FileSystem.from_uri(f"{url.scheme}://{url.host}/?{url.options}".rstrip("?"))
+                _systems[key] = system, root.rstrip("/")
             else:
                 import fsspec
 
-                _systems[key] = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fsspec.filesystem(parts.scheme)))
+                _systems[key] = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fsspec.filesystem(url.scheme))), ""
         except (ImportError, OSError, TypeError, ValueError) as error:
             raise UsageError(f"{shown(place)}: no way to read such a URL here ({in_short(error)})") from error
-    path = f"{host}{parts.path}" if parts.scheme != "file" else parts.path
-    return _systems[key], path if not parts.scheme.startswith("http") else shown(place)
+    system, root = _systems[key]
+    if url.scheme in _HTTP:
+        return system, place, root
+    if url.scheme not in _ARROW and url.scheme != "file":
+        root = url.host.rpartition("@")[2]
+    return system, root + url.path, root
 
 
-def _at_url(url: str) -> list[str]:
-    """The URLs of the files that a URL names: itself, what is below it, or what matches it."""
-    pa = _import_pyarrow()
-    system, path = _system(url)
-    before, _, after = url.partition("://")
-    head, tail = before + "://", ""
-    if "=" in after.partition("?")[2]:
-        after, _, options = after.partition("?")
-        tail = f"?{options}"
-    host = after.split("/")[0]
-    user = host.rpartition("@")[0] + "@" if "@" in host else ""
-    pattern = path if _MAGIC.search(path) else ""
-    if pattern:  # list the folder before the first part that is a pattern
-        parts = path.split("/")
-        fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
-        path = "/".join(parts[:fixed])
+def _at_url(place: str) -> list[str]:
+    """The URLs of the files that a URL names: itself, what is below it, or what matches it (`**`: at any depth)."""
+    pa, url = _import_pyarrow(), _Url.of(place)
+    system, path, root = _system(place)
+    parts: list[str] = []
     try:
-        info = system.get_file_info(path)
-        if info.type == pa.fs.FileType.File:
-            return [url]
-        entries = system.get_file_info(pa.fs.FileSelector(path, recursive=True))
+        if system.get_file_info(path).type == pa.fs.FileType.File:
+            return [place]
+        if _MAGIC.search(path) and url.scheme not in _HTTP:  # list the folder before the first part that is a pattern
+            parts = path.split("/")
+            fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
+            path, parts = "/".join(parts[:fixed]), parts[fixed:]
+        entries = system.get_file_info(pa.fs.FileSelector(path, recursive=len(parts) != 1 or parts == ["**"]))
     except FileNotFoundError:
         entries = []
     except (OSError, ValueError) as error:
-        raise UsageError(f"{shown(url)}: cannot be listed ({in_short(error)})") from error
+        raise UsageError(f"{shown(place)}: cannot be listed ({in_short(error)})") from error
     names = sorted(entry.path for entry in entries if entry.type == pa.fs.FileType.File)
-    if pattern:
-        names = [name for name in names if fnmatch.fnmatchcase(name.lstrip("/"), pattern.lstrip("/"))]
-    else:
+    if parts:
+        names = [name for name in names if _matches(_below(name, path).split("/"), parts)]
+    if not parts or parts[-1] == "**":
         names = [name for name in names if _suffix(name) in SUFFIXES]
     if not names:
-        raise UsageError(f"{shown(url)}: there is no such file, folder of photos or pattern")
-    slash = "/" if before.lower() == "file" and not names[0].startswith("/") else ""
-    return [f"{head}{user}{slash}{name}{tail}" for name in names]
+        raise UsageError(f"{shown(place)}: there is no such file, folder of photos or pattern")
+    tail = f"?{url.options}" if url.options else ""
+    return [name if _URL.match(name) else f"{url.scheme}://{url.host}/{_below(name, root)}{tail}" for name in names]
+
+
+def _below(path: str, folder: str) -> str:
+    """A path as seen from a folder it lies in; some file systems begin theirs with a slash, some do not."""
+    return path.lstrip("/").removeprefix(folder.strip("/")).lstrip("/")
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern, folder by folder."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[i:], pattern[1:]) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _arrow_file(place: str) -> Any:
     """A file for pyarrow, opened to be read anywhere."""
     if not _URL.match(place):
         return _import_pyarrow().OSFile(place)
-    system, path = _system(place)
+    system, path, _ = _system(place)
     return system.open_input_file(path)
 
 
@@ -493,7 +525,7 @@ class _Reader:
         if item.column:
             return self._row(item)
         if item.start == _WHOLE:
-            system, path = _system(item.place)
+            system, path, _ = _system(item.place)
             with system.open_input_file(path) as file:
                 return bytes(file.readall())
         file = self._open(item.place)
@@ -538,7 +570,7 @@ def _state(place: str) -> tuple[Any, Any]:
     if not _URL.match(place):
         found = Path(place).stat()
         return found.st_size, found.st_mtime_ns
-    system, path = _system(place)
+    system, path, _ = _system(place)
     info = system.get_file_info(path)
     return info.size, info.mtime_ns
 
