@@ -22,14 +22,19 @@ import made
 import made_scenes
 from milnet import bulk as module
 from milnet import bursts, outputs
+from milnet.annotations import Table
 from milnet.artifacts import read_manifest, verify_files
+from milnet.backbones import load_backbone
 from milnet.bulk import score_all, write_folder
 from milnet.cli import app
 from milnet.errors import ArtifactError
+from milnet.extraction import Extractor
 from milnet.files import Scored, score_files
 from milnet.outputs import select, write_scores
+from milnet.preprocess import Preprocess
 from milnet.scoring import Score, Scorer
 from milnet.sources import DEADLY, Here, Photos, find_sources
+from milnet.storing import extract
 
 FIELDS = 0x9003  # DateTimeOriginal
 
@@ -51,6 +56,12 @@ def write_photos(folder: Path, count: int = 40) -> list[Path]:
     shutil.copy(folder / "003.jpg", folder / "004.jpg")
     (folder / "010.jpg").write_bytes(b"broken")
     return sorted(folder.glob("*.jpg"))
+
+
+def write(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def same(one: Sequence[Score], other: Sequence[Score]) -> None:
@@ -170,11 +181,7 @@ def test_other_pixels_of_the_same_names_are_refused(scorer: Scorer, tmp_path: Pa
     """Another column of a Parquet file, or the file written anew."""
     parquet = tmp_path / "a.parquet"
     pytest.importorskip("pyarrow")
-    data = []
-    for seed in range(6):
-        stream = io.BytesIO()
-        made.photo(seed).save(stream, "PNG")
-        data.append(stream.getvalue())
+    data = [write(made.photo(seed)) for seed in range(6)]
     polars.DataFrame({"image": data, "thumb": data[::-1]}).write_parquet(parquet)
     whole, other = (find_sources([parquet], image_column=column).photos for column in ("image", "thumb"))
     with pytest.raises(KeyboardInterrupt):
@@ -184,6 +191,45 @@ def test_other_pixels_of_the_same_names_are_refused(scorer: Scorer, tmp_path: Pa
     os.utime(parquet, ns=(1, 1))
     with pytest.raises(ArtifactError, match="unfinished scores of other photos"):
         score_all(scorer, whole, tmp_path / "part", Counting())
+
+
+def test_a_shard_elsewhere_that_is_written_anew_is_refused(scorer: Scorer, tmp_path: Path) -> None:
+    """Names, places and sizes of its photos may all be the same; the size of the file or its time is not."""
+    from milnet import sources
+
+    pytest.importorskip("pyarrow")
+    fsspec = pytest.importorskip("fsspec")
+    data = [write(made.photo(seed)) for seed in range(6)]
+    place, url = tmp_path / "a.parquet", f"file://{tmp_path}/a.parquet"
+    polars.DataFrame({"image": data}).write_parquet(place)
+    with pytest.raises(KeyboardInterrupt):
+        score_all(scorer, find_sources([url]).photos, tmp_path / "part", Counting(pieces=1), most=2)
+    assert sources.fingerprint(find_sources([url]).photos) == sources.fingerprint(find_sources([url]).photos)
+    os.utime(place, ns=(1, 1))
+    with pytest.raises(ArtifactError, match="unfinished scores of other photos"):
+        score_all(scorer, find_sources([url]).photos, tmp_path / "part", Counting())
+    memory = fsspec.filesystem("memory")
+    try:
+        found = []
+        for some in (data, [*data[:5], data[5] + b"\0"]):  # what this file system knows of a file is its size
+            polars.DataFrame({"image": some}).write_parquet(place)
+            memory.pipe("/box/a.parquet", place.read_bytes())
+            found.append(sources.fingerprint(find_sources(["memory://box/a.parquet"]).photos))
+        assert found[0]["photos"] == found[1]["photos"] and found[0]["shards"] != found[1]["shards"]
+    finally:
+        memory.rm("/box", recursive=True)
+
+
+def test_a_photo_that_got_lost_is_noticed(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
+    """Whatever has happened to the shards: nothing is left out, or counted twice, without a word."""
+    photos, part = find_sources([folder]).photos, tmp_path / "part"
+    score_all(scorer, photos, part, Counting(), most=20)
+    shard = min(part.glob("*.parquet"))
+    rows = polars.read_parquet(shard)
+    for wrong in (rows[:-1], polars.concat([rows[:-1], rows[:1]])):
+        wrong.write_parquet(shard)
+        with pytest.raises(ArtifactError, match=r"each of 40 photos once, and [12] are missing"):
+            score_all(scorer, photos, part, Counting())
 
 
 def test_one_run_at_a_time(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
@@ -317,6 +363,32 @@ def test_features_of_photos_in_shards(folder: Path, tmp_path: Path) -> None:
         reason = "photos/none.jpg,does not exist" if images == folder else "none,,no file is known for this photo"
         assert reason in errors
     assert digests[0] == digests[1] == digests[2]
+
+
+def test_features_of_other_photos_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Another column, tar or folder of photos of the same names: half of each would be nobody's features."""
+    pytest.importorskip("pyarrow")
+    votes = np.ones((8, 3))
+    table = Table("made", tuple("abcdefgh"), votes, np.array([1.0, 2.0, 3.0]))
+    data, parquet = [write(made.photo(seed)) for seed in range(8)], tmp_path / "a.parquet"
+    polars.DataFrame({"id": list("abcdefgh"), "image": data, "thumb": data[::-1]}).write_parquet(parquet)
+    extractor = Extractor.build(load_backbone("pocket", weights="cached"), Preprocess(64), workers=0, batch=2)
+
+    class Stopped(Counting):
+        def run(self, state: Any, work: Any, rows: Sequence[int], item: Any, most: int) -> Iterator[Any]:
+            return super().run(state, work, rows, item, 2)
+
+    def go_on(column: str, **how: Any) -> Any:
+        photos = find_sources([parquet], image_column=column).photos
+        return extract(table, tmp_path / "f", extractor, weights="cached", items=photos.__getitem__, **how)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on("image", runner=Stopped(pieces=1))
+    with pytest.raises(ArtifactError, match="sources"):
+        go_on("thumb")
+    os.utime(parquet, ns=(1, 1))
+    with pytest.raises(ArtifactError, match="sources"):
+        go_on("image")
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl", "scores.parquet", "scores"])

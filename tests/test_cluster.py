@@ -251,6 +251,31 @@ def test_workers_that_all_end(cluster: Cluster, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_BLAMED", 2)
     with pytest.raises(ProcessError, match="each of 3 photos ended the worker that had it, and none was finished"):
         list(cluster.run(None, end, range(3), item, 1))
+    monkeypatch.setattr(module, "_FIRST", 1)
+    tried: list[int] = []
+    with pytest.raises(ProcessError, match="each of 3 photos ended the worker that had it, and none was finished"):
+        list(cluster.run(None, end, range(5000), lambda row: tried.append(row) or item(row), 16))
+    assert len(tried) <= 2 * 16 + 3  # seen after the first pieces, not after each photo alone
+
+
+def end_some(state: set[int], items: Sequence[tuple[int, Item]]) -> bytes:
+    if state & {row for row, _ in items}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return bytes(row for row, _ in items)
+
+
+@slow
+@pytest.mark.parametrize("deadly", [{5}, {0, 1, 2, 17}, set(range(16))])
+def test_each_photo_is_done_once_or_known_to_kill(deadly: set[int], cluster: Cluster) -> None:
+    """Also where the first pieces, or the first photos alone, end all workers they meet."""
+    done: list[int] = []
+    dead: list[int] = []
+    for rows, data in cluster.run(deadly, end_some, range(40), item, 16):
+        done += data or b""
+        assert data is None or data == bytes(rows)
+        if data is None:
+            dead += rows
+    assert sorted(done) == sorted(set(range(40)) - deadly) and sorted(dead) == sorted(deadly)
 
 
 SPILL = """

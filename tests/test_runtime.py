@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,35 @@ def test_a_session_has_the_threads_of_a_pass(small: Backbone) -> None:
     engine = Engine(small, probe=False, passes=1)
     engine(np.zeros((1, 64, 64, 3), np.uint8))
     assert list(engine._sessions) == [torch.get_num_threads()]
+
+
+def test_commands_take_the_runtime(tmp_path: Path) -> None:
+    """`features` and `score`, of files and of a tar; with Ray nobody could say which one made a number."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = [f"{seed}.png" for seed in range(4)]
+    for seed, name in enumerate(names):
+        made.photo(seed).save(folder / name)
+    (tmp_path / "votes.csv").write_text("image,v1,v2,v3\n" + "".join(f"{name},1,2,1\n" for name in names))
+    with tarfile.open(tmp_path / "t.tar", "w") as shard:
+        shard.add(folder, "in")
+    run = CliRunner().invoke
+    numbers = []
+    for runtime in ("torch", "onnx", "auto"):
+        data = tmp_path / runtime
+        assert run(app, ["import", "table", str(tmp_path / "votes.csv"), "-o", str(data)]).exit_code == 0
+        call = ["features", str(data), "--backbone", "pocket", "--images", str(folder), "--runtime", runtime]
+        result = run(app, call)
+        assert result.exit_code == 0, result.output
+        assert ("passes the photos through pocket: onnxruntime " in result.output) == (runtime == "auto")
+        numbers.append(np.load(data / "features" / "pocket" / "features.npy").astype(float))
+        result = run(app, ["score", str(tmp_path / "t.tar"), "--model", "pocket", "--runtime", runtime])
+        assert result.exit_code == 0 and "4 photos scored" in result.output, result.output
+        assert ("passes the photos through pocket: onnxruntime " in result.output) == (runtime == "auto")
+    assert 0 < abs(numbers[0] - numbers[1]).max() < 0.01  # float16, and made by another engine
+    for call in (["score", str(folder)], ["features", str(tmp_path / "auto"), "--backbone", "pocket", "--name", "x"]):
+        result = run(app, [*call, "--workers", "ray", "--runtime", "auto"])
+        assert result.exit_code != 0 and "each worker would measure and choose for itself" in str(result.exception)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -318,6 +319,51 @@ def test_a_list_may_name_both(tmp_path: Path) -> None:
         fsspec.filesystem("memory").rm("/box", recursive=True)
     assert found.photos.names == [str(tmp_path / "a.jpg"), "s3://bucket/b.jpg", "memory://box/t.tar/in.jpg"]
     assert [error.reason for error in found.failures] == ["does not exist"]
+
+
+def test_each_is_taken_once_and_hidden_ones_not(tmp_path: Path) -> None:
+    """However often and by however many URLs it is named; files that macOS puts beside photos are none."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    write_tar(
+        tmp_path / "t.tar",
+        {"./a.jpg": jpeg(1), "./._a.jpg": b"-", "__MACOSX/x/._b.jpg": b"-", ".t/c.jpg": jpeg(2), "..d.jpg": jpeg(3)},
+    )
+    for name, data in {"p/1.jpg": b"-", "p/q/2.jpg": b"-", "p/q/._2.jpg": b"-", "p/.r/3.jpg": b"-"}.items():
+        memory.pipe(f"/box/{name}", data)
+    memory.pipe("/box/t.tar", (tmp_path / "t.tar").read_bytes())
+    listed = tmp_path / "list"
+    listed.write_text("memory://box/p/1.jpg\nmemory://box/t.tar\nmemory://box/p/1.jpg\n")
+    names = lambda *urls, **how: [one.split("box/")[1] for one in find_sources(urls, **how).photos.names]  # noqa: E731
+    try:
+        assert names("memory://box/p", "memory://box/p/q", files_from=listed) == [
+            "p/1.jpg",
+            "p/q/2.jpg",
+            "t.tar/./a.jpg",
+        ]
+        assert names("memory://box/t.tar", "memory://box/*.tar") == ["t.tar/./a.jpg"]
+        assert names("memory://box/p/**/*.jpg") == ["p/1.jpg", "p/q/2.jpg"]
+        assert names("memory://box/p/.r/*.jpg") == ["p/.r/3.jpg"]
+    finally:
+        memory.rm("/box", recursive=True)
+
+
+def test_a_url_that_nobody_reads_is_a_failure_of_its_own(tmp_path: Path) -> None:
+    failed: dict[int, ImageError] = {}
+    assert list(opened([(0, Item("nonsense://a/b.jpg", "nonsense://a/b.jpg"))], failed)) == []
+    assert str(failed[0]).startswith("nonsense://a/b.jpg: no way to read such a URL here (ValueError: ")
+
+
+def test_a_fingerprint_knows_no_secret_and_all_else() -> None:
+    def of(place: str, *more: Any) -> object:
+        return sources.fingerprint([Item("n", place, *more)])["photos"]
+
+    here = "s3://b/x.jpg?endpoint_override=here"
+    assert of(here) == of("s3://me:secret@b/x.jpg?endpoint_override=here&region=r")
+    assert of("https://h/x.jpg?Signature=1") == of("https://h/x.jpg?Signature=2")
+    several = [of(here), of(here.replace("here", "there")), of("s3://c/x.jpg"), of("x.jpg"), of("x.tar", 5, 7)]
+    several += [of("x.tar", 5, 8), of("x.tar", 6, 7), of("x.parquet", 5, 7, "image"), of("x.parquet", 5, 7, "thumb")]
+    assert len({str(one) for one in several}) == len(several)
 
 
 def test_no_secret_is_shown() -> None:

@@ -10,12 +10,11 @@ held, and layouts and features only of photos that are near each other in time.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +42,7 @@ from milnet.extraction import silent
 from milnet.features import Progress
 from milnet.outputs import columns, write_failures, write_parts
 from milnet.scoring import Failure, Score, Scorer, Timed, burst_places, in_order, placed, score_of, sharpness_of
-from milnet.sources import DEADLY, Item, Photos, Runner, opened
+from milnet.sources import DEADLY, Item, Photos, Runner, fingerprint, opened
 from milnet.version import __version__
 
 _PIECE = 512  # photos a shard, at most
@@ -215,18 +214,8 @@ def _rows_of(shard: Path) -> tuple[int, int]:
 
 
 def _identity(scorer: Scorer, photos: Photos) -> dict[str, Any]:
-    named, shards = hashlib.sha256(), hashlib.sha256()
-    place = ""
-    for item in photos:
-        named.update(f"{item.name}\t{item.start}\t{item.size}\t{item.column}\n".encode())
-        if item.start >= 0 and item.place != place:  # a shard that was written anew has other photos in the same places
-            place = item.place
-            with suppress(OSError, ValueError):  # of one that is elsewhere nothing more is known
-                state = Path(place).stat()
-                shards.update(f"{place}\t{state.st_size}\t{state.st_mtime_ns}\n".encode())
     return {
-        "photos": {"count": len(photos), "digest": named.hexdigest()},
-        "shards": shards.hexdigest(),
+        **fingerprint(photos),
         "model": scorer.digest,
         "backbones": list(scorer.keys),
         "batch": scorer.batch,
@@ -255,14 +244,20 @@ def _claim(part: Path, identity: dict[str, Any]) -> None:
 def _gather(scorer: Scorer, photos: str, shards: tuple[Path, ...], total: int, new: int) -> Bulk:
     """What is found out only when all shards are there."""
     score, sharpness, taken = np.full((3, total), np.nan)
+    times = np.zeros(total, np.int8)
     failures = []
     for shard in shards:
         for row, photo, *numbers, reason in _read(shard, "row", "photo", "score", "sharpness", "taken", "reason"):
+            times[row] += 1
             if reason is not None:
                 failures.append(Failure(photo, reason))
                 continue
             score[row], sharpness[row] = numbers[:2]
             taken[row] = np.nan if numbers[2] is None else numbers[2]
+    if wrong := int((times != 1).sum()):
+        raise ArtifactError(
+            f"{shards[0].parent}: expected each of {total:,} photos once, and {wrong:,} are missing or twice: remove it"
+        )
     starts = np.array([_rows_of(shard)[0] for shard in shards], np.int64)
     group, rank, keep = np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, np.bool_)
     bulk = Bulk(

@@ -25,6 +25,7 @@ from milnet.sources import Item, absolute, pieces
 from milnet.version import __version__
 
 _ROUND = 2000  # pieces that Ray Data is given at once: bounds what their descriptions take
+_FIRST = 16  # pieces for each worker at first, until one is finished: to see soon where nothing works
 _SMALLER = 16  # a piece that killed its worker comes back in so many parts
 _PER_WORKER = 8  # pieces a worker has to do at least, where there are enough photos: so that none waits for the last
 _LEAST = 16  # photos a piece, where there are enough
@@ -114,29 +115,37 @@ class Cluster:
         reference = ray.put(state)  # held here: a worker that starts anew asks for it again
         sent = ray.cloudpickle.dumps(reference)
         size = max(1, min(most, max(_LEAST, len(rows) // (_PER_WORKER * self.workers))))
-        waiting, any_finished = pieces(rows, size), False
+        waiting, smaller, dead = pieces(rows, size), [], []
+        any_finished, alone = False, 0
         while waiting:
-            unfinished: list[Sequence[int]] = []
-            for some in pieces(range(len(waiting)), _ROUND):
-                now = [waiting[i] for i in some]
-                finished = set()
-                for at, data in self._pass(sent, work, now, item):
-                    if at not in finished:
-                        finished.add(at)
-                        any_finished = True
-                        yield now[at], data
-                unfinished += [piece for at, piece in enumerate(now) if at not in finished]
-            if size == 1:
-                if len(unfinished) > _BLAMED and not any_finished:
-                    raise ProcessError(
-                        f"each of {len(unfinished):,} photos ended the worker that had it, and none was finished: the "
-                        f"workers lack memory, or cannot run here (Ray's logs are in /tmp/ray/session_latest/logs)"
-                    )
-                for piece in unfinished:
+            count = alone or (_ROUND if any_finished else _FIRST * self.workers)
+            now, waiting, finished, alone = waiting[:count], waiting[count:], set[int](), 0
+            for at, data in self._pass(sent, work, now, item):
+                if at not in finished:
+                    finished.add(at)
+                    any_finished = True
+                    yield now[at], data
+            unfinished = [piece for at, piece in enumerate(now) if at not in finished]
+            dead += [piece for piece in unfinished if len(piece) == 1]
+            unfinished = [piece for piece in unfinished if len(piece) > 1]
+            if any_finished:
+                for piece in dead:
                     yield piece, None
-                return
-            size = max(1, size // _SMALLER)
-            waiting = [part for piece in unfinished for part in pieces(piece, size)]
+                dead.clear()
+                smaller += [part for piece in unfinished for part in pieces(piece, max(1, len(piece) // _SMALLER))]
+            elif len(dead) > _BLAMED:
+                raise ProcessError(
+                    f"each of {len(dead):,} photos ended the worker that had it, and none was finished: the "
+                    f"workers lack memory, or cannot run here (Ray's logs are in /tmp/ray/session_latest/logs)"
+                )
+            elif unfinished:  # some photos alone tell whether anything works, before everything is tried in parts
+                first, *others = unfinished
+                some = pieces(first[: _BLAMED + 1], 1)
+                alone, waiting = len(some), [*some, *filter(len, [first[_BLAMED + 1 :]]), *others, *waiting]
+            if not waiting:
+                waiting, smaller = smaller, []
+        for piece in dead:
+            yield piece, None
 
     def _pass(
         self, state: bytes, work: Work, waiting: Sequence[Sequence[int]], item: Callable[[int], Item]

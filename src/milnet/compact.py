@@ -18,7 +18,7 @@ from torch import Tensor
 
 from milnet.annotations import IntArray
 from milnet.errors import UsageError
-from milnet.features import evenly, stored_rows
+from milnet.features import stored_rows
 from milnet.model.compact import CompactGraph, CompactVotes
 from milnet.model.graph import Graph
 from milnet.model.votes import Votes
@@ -28,7 +28,6 @@ from milnet.recipes import Model
 Form = Literal["float16", "int8"]  # of the semantic features: 2 bytes a number, or 1
 KEPT = 0.9999  # share of the points' squared length that their directions keep, unless their number is given
 _AT_ONCE = 4096  # pool photos reduced together
-_MEAN = 4096  # pool photos whose mean is the mean photo
 
 
 class PackedRows:
@@ -122,7 +121,7 @@ def compact(model: Model, *, dims: int | None = None, semantic: Form = "float16"
         if dims is not None:
             raise UsageError("--dims is for models of the recipe votes: a graph keeps the width of its network")
         assert isinstance(network, Graph)
-        mean = torch.from_numpy(mean_nodes(model)).to(device)
+        mean = torch.from_numpy(pool.mean_nodes).to(device)
         with torch.no_grad():
             smaller = CompactGraph(network, network.reduce(network.standardise(mean[None])[None])[0, 0])
     kept = _width(smaller)
@@ -152,13 +151,6 @@ def compact(model: Model, *, dims: int | None = None, semantic: Form = "float16"
             table_rows=None,
         ),
     )
-
-
-def mean_nodes(model: Model) -> NDArray[np.float32]:
-    """The mean node features [D] of (at most 4,096, evenly taken) pool photos."""
-    rows = model.pool.rows
-    some = np.sort(rows)[evenly(len(rows), _MEAN)]
-    return np.asarray(stored_rows(model.pool.nodes, some).astype(np.float64).mean(0), np.float32)
 
 
 def _directions(model: Model, network: Votes, dims: int | None, device: str) -> Tensor:

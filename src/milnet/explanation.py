@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from milnet.annotations import FloatArray
-from milnet.compact import mean_nodes
 from milnet.metrics import check_distributions
 from milnet.model.common import Pool
 from milnet.model.compact import CompactGraph
@@ -61,7 +60,7 @@ def explain(
                 index = None if references is None else torch.from_numpy(references.index[some])
                 parts.append(_of_votes(network, item, index, values))
                 continue
-            base = float(model.pool.distributions.mean(0) @ model.values)
+            base = float(model.pool.mean_distribution @ model.values)
             if mean_photo is None:
                 p = _distribution(network(item.photo, item.pool, item.index, item.similarity, item.keep))
                 own, influence = p @ values - base, torch.zeros(len(p), 0)
@@ -136,4 +135,4 @@ def _distribution(log_p: Tensor) -> Tensor:
 def _mean_photo(model: Model) -> Tensor:
     """The pool's mean photo [D], as the nodes of its photos are."""
     network = model.network
-    return network.nobody if isinstance(network, CompactGraph) else torch.from_numpy(mean_nodes(model))
+    return network.nobody if isinstance(network, CompactGraph) else torch.from_numpy(model.pool.mean_nodes)

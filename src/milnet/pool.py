@@ -43,7 +43,7 @@ from milnet.artifacts import (
     write_text,
 )
 from milnet.errors import ArtifactError, LeakError, UsageError
-from milnet.features import FeatureSet, Progress, stored_rows, take_rows, torch_threads
+from milnet.features import FeatureSet, Progress, evenly, stored_rows, take_rows, torch_threads
 from milnet.index import INDEX_FILES, Index, Plan, build_index, index_blocks
 from milnet.model.common import Pool
 from milnet.references import (
@@ -63,6 +63,7 @@ from milnet.references import (
 _RANKED = 20_000  # pool photos up to which all of them are sorted without a search
 HELD = 4 << 30  # bytes of float32 up to which a pool stays in memory between searches for a few photos
 _SELECTED = 4096  # rows of a store that are looked through at once
+_MEAN = 4096  # photos whose mean is the mean photo
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,17 @@ class RatedPool:
     def tensors(self) -> Pool:
         """The whole pool for a network, made once."""
         return Pool(torch.from_numpy(stored_rows(self.nodes, self.rows)), *self.judged(np.arange(len(self))))
+
+    @cached_property
+    def mean_distribution(self) -> FloatArray:
+        """The mean of all distributions [S]."""
+        return np.asarray(self.distributions.mean(0))
+
+    @cached_property
+    def mean_nodes(self) -> NDArray[np.float32]:
+        """The mean node features [D] of (at most 4,096, evenly taken) pool photos."""
+        some = np.sort(self.rows)[evenly(len(self), _MEAN)]
+        return np.asarray(stored_rows(self.nodes, some).astype(np.float64).mean(0), np.float32)
 
     def nodes_at(self, positions: IntArray) -> NDArray[np.float32]:
         """Node features of pool positions, [n, D] float32."""

@@ -81,7 +81,10 @@ class Samples:
             raise UsageError("a photo has no reference at all: the pool is too small, or its group is all of it")
         self.are_maps = len(nodes.shape) > 2
         self._photos = _Rows(nodes, rows)
-        self._pool_nodes = None if pool is None or references is None or self.whole else _Rows(pool.nodes, pool.rows)
+        # A service asks for some photos at a time: then a large pool is not copied for the few rows they need.
+        self._pool_nodes = None
+        if pool is not None and references is not None and not self.whole:
+            self._pool_nodes = _Rows(pool.nodes, pool.rows, keep=references.index.size >= len(pool))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -143,11 +146,11 @@ class Samples:
 
 
 class _Rows:
-    """Rows of a feature array as stored: one tensor when that is small, else read from the memory map when asked."""
+    """Rows of a feature array as stored: one tensor when that is small, else (or without `keep`) read when asked."""
 
-    def __init__(self, array: NDArray[Any] | Maps, rows: IntArray) -> None:
+    def __init__(self, array: NDArray[Any] | Maps, rows: IntArray, keep: bool = True) -> None:
         self.array, self.rows = array, rows
-        small = len(rows) * math.prod(array.shape[1:]) * array.itemsize <= IN_MEMORY
+        small = keep and len(rows) * math.prod(array.shape[1:]) * array.itemsize <= IN_MEMORY
         self.tensor = torch.from_numpy(stored_rows(array, rows)) if small else None
 
     def take(self, picks: IntArray) -> Tensor:

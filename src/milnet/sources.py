@@ -12,6 +12,7 @@ their file system (s3, gs), else to fsspec.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import io
 import itertools
 import os
@@ -23,9 +24,11 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, overload
+from urllib.parse import parse_qsl
 
 from milnet.errors import ImageError, MilnetError, MissingExtraError, UsageError, in_short
 from milnet.images import SUFFIXES
@@ -162,26 +165,19 @@ def find_sources(
                 shards.append((name, name))
             else:
                 found.add_file(name, name)
-    for url in wanted:
-        if _URL.match(url):
-            for place in _at_url(url):
-                _add_far(found, shards, place)
-    for url in far:
-        if (name := _as_text(shown(url))) == shown(url):
-            _add_far(found, shards, url)
+    places = [*itertools.chain.from_iterable(_at_url(url) for url in wanted if _URL.match(url)), *far]
+    for place in {_object(place): place for place in places}.values():  # each once
+        name = shown(place)
+        if _as_text(name) != name:
+            failures.append(ImageError(_as_text(name), "its name is not valid UTF-8, so no output could hold it"))
+        elif name.lower().endswith(_SHARDS):
+            shards.append((name, place))
         else:
-            failures.append(ImageError(name, "its name is not valid UTF-8, so no output could hold it"))
+            found.add_file(name, place)
     _take_shards(found, failures, shards, image_column)
     if not len(found) and not failures and (wanted or listed):
         raise UsageError(f"no photos in {', '.join([*wanted, *listed][:5])}")
     return Sources(found, tuple(failures), notes)
-
-
-def _add_far(found: Photos, shards: list[tuple[str, str]], place: str) -> None:
-    if shown(place).lower().endswith(_SHARDS):
-        shards.append((shown(place), place))
-    else:
-        found.add_file(shown(place), place)
 
 
 def shown(place: str) -> str:
@@ -191,6 +187,32 @@ def shown(place: str) -> str:
     url = _Url.of(place)
     path = re.split("[?#]", url.path)[0] if url.scheme in _HTTP else url.path
     return f"{url.scheme}://{url.host.rpartition('@')[2]}{path}"
+
+
+def _object(place: str) -> str:
+    """What a place means, whoever asks for it: without user, password and passing signatures."""
+    url = _Url.of(place) if _URL.match(place) else None
+    where = "" if url is None or url.scheme in _HTTP else dict(parse_qsl(url.options)).get("endpoint_override", "")
+    return f"{shown(place)}\t{where}"
+
+
+def fingerprint(items: Iterable[Item]) -> dict[str, Any]:
+    """By which work on these photos knows, when it goes on, that they are still the same.
+
+    Of a tar or Parquet file that is its size and the time of its last change, too: one that was written anew has other
+    photos in the same places.
+    """
+    count, named, shards = 0, hashlib.sha256(), hashlib.sha256()
+    place, where = "", ""
+    for item in items:
+        count += 1
+        if item.place != place:
+            place, where = item.place, _object(item.place)
+            if item.start != _WHOLE:
+                with suppress(Exception):  # what cannot be read now fails photo by photo; file systems have own errors
+                    shards.update(f"{where}\t{_state(place)}\n".encode())
+        named.update(f"{item.name}\t{where}\t{item.start}\t{item.size}\t{item.column}\n".encode())
+    return {"photos": {"count": count, "digest": named.hexdigest()}, "shards": shards.hexdigest()}
 
 
 def _as_text(name: str) -> str:
@@ -257,9 +279,9 @@ def _members(name: str, place: str) -> tuple[list[tuple[str, int, int]], str]:
             with tarfile.open(fileobj=file, mode="r:") as shard:
                 while (member := shard.next()) is not None:
                     shard.members = []  # type: ignore[attr-defined]  # it would keep them all
-                    if _suffix(member.name) not in SUFFIXES or not (
-                        member.isfile() or member.islnk() or member.issym()
-                    ):
+                    if _suffix(member.name) not in SUFFIXES or _is_hidden(member.name):
+                        continue
+                    if not (member.isfile() or member.islnk() or member.issym()):
                         continue
                     if not member.isfile():
                         links.append(member.name)
@@ -278,6 +300,11 @@ def _members(name: str, place: str) -> tuple[list[tuple[str, int, int]], str]:
     if unnamed:
         trouble.append(f"the names of {len(unnamed):,} photos in it are not UTF-8, and left out ({unnamed[0]})")
     return found, "; ".join(filter(None, trouble))
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a file or one of its folders is hidden, as those that macOS puts beside each photo (`._x.jpg`) are."""
+    return any(part.startswith(".") and part.strip(".") for part in path.split("/"))
 
 
 def _end_of_tar(file: Any, at: int) -> str:
@@ -400,7 +427,7 @@ def _system(place: str) -> tuple[Any, str, str]:
                 import fsspec
 
                 _systems[key] = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fsspec.filesystem(url.scheme))), ""
-        except (ImportError, OSError, TypeError, ValueError) as error:
+        except (ImportError, TypeError, ValueError) as error:
             raise UsageError(f"{shown(place)}: no way to read such a URL here ({in_short(error)})") from error
     system, root = _systems[key]
     if url.scheme in _HTTP:
@@ -413,9 +440,9 @@ def _system(place: str) -> tuple[Any, str, str]:
 def _at_url(place: str) -> list[str]:
     """The URLs of the files that a URL names: itself, what is below it, or what matches it (`**`: at any depth)."""
     pa, url = _import_pyarrow(), _Url.of(place)
-    system, path, root = _system(place)
     parts: list[str] = []
     try:
+        system, path, root = _system(place)
         if system.get_file_info(path).type == pa.fs.FileType.File:
             return [place]
         if _MAGIC.search(path) and url.scheme not in _HTTP:  # list the folder before the first part that is a pattern
@@ -431,7 +458,7 @@ def _at_url(place: str) -> list[str]:
     if parts:
         names = [name for name in names if _matches(_below(name, path).split("/"), parts)]
     if not parts or parts[-1] == "**":
-        names = [name for name in names if _suffix(name) in SUFFIXES]
+        names = [name for name in names if _suffix(name) in SUFFIXES and not _is_hidden(_below(name, path))]
     if not names:
         raise UsageError(f"{shown(place)}: there is no such file, folder of photos or pattern")
     tail = f"?{url.options}" if url.options else ""
@@ -444,12 +471,15 @@ def _below(path: str, folder: str) -> str:
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a path fits a pattern, folder by folder."""
+    """Whether a path fits a pattern, folder by folder; hidden names only fit where the pattern has the dot."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return any(_matches(parts[i:], pattern[1:]) for i in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+        hidden = next((i for i, part in enumerate(parts) if part.startswith(".")), len(parts))
+        return any(_matches(parts[i:], pattern[1:]) for i in range(hidden + 1))
+    if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _arrow_file(place: str) -> Any:
@@ -603,6 +633,8 @@ def opened(items: Iterable[tuple[Key, Item]], failed: dict[Key, ImageError]) -> 
             return reader.read(item)
         except FileNotFoundError:
             return ImageError(item.name, "does not exist")
+        except UsageError as error:
+            return ImageError(item.name, str(error).removeprefix(f"{shown(item.place)}: "))
         except MilnetError:
             raise
         except Exception as error:  # file systems have errors of their own

@@ -36,7 +36,7 @@ from milnet.errors import ArtifactError, ImageError, UsageError
 from milnet.extraction import Extracted, Extractor, silent, to_half
 from milnet.features import Progress, WideForm, pack_maps, photos_digest, torch_threads, write_errors
 from milnet.mlsp import CELLS
-from milnet.sources import DEADLY, Item, Runner, is_near, opened
+from milnet.sources import DEADLY, Item, Runner, fingerprint, is_near, opened
 
 _PIECE, _LEAST_PIECE = 512, 16  # photos that are passed elsewhere at once, at most, and at least where they are large
 _PIECE_BYTES = 64 << 20  # of their numbers, as far as that goes
@@ -80,6 +80,7 @@ def extract(
     """
     if (folder / "manifest.json").exists() and not overwrite:
         raise ArtifactError(f"{folder} exists already: choose another --name, or pass --overwrite to replace it")
+    sources = None if items is None else fingerprint(item for row in range(len(table)) if (item := items(row)))
     items = items or _files_of(table)
     todo = [row for row in range(len(table)) if items(row) is not None]
     if not todo:
@@ -100,7 +101,7 @@ def extract(
                 f"has {free / 1e9:.1f} GB free: store them as int8, on another disk, or not (reduce --stream)"
             )
     part = folder.parent / f".{folder.name}.part"
-    identity = json.loads(canonical_json({"config": config, "inputs": inputs}))
+    identity = json.loads(canonical_json({"config": config, "inputs": inputs, "sources": sources}))
     channels = 0 if wide is None else extractor.backbone.wide_channels
     store = _Unfinished(part, len(table), width, identity, extractor.batch, channels, wide)
     extractor = replace(extractor, batch=store.batch)

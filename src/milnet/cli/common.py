@@ -343,12 +343,17 @@ def warn_of_norms(context: Context, recipe: Recipe, device: str) -> None:
 
 
 def read_workers(
-    context: Context, workers: str | None, address: str | None, ray_workers: int | None
+    context: Context, workers: str | None, address: str | None, ray_workers: int | None, runtime: str
 ) -> tuple[int | None, Cluster | None]:
     """What --workers says: decoding threads, and Ray if it is to do the work (not started yet)."""
     if workers == "ray":
         from milnet.cluster import Cluster
 
+        if runtime == "auto":
+            raise UsageError(
+                "--runtime auto with --workers ray: each worker would measure and choose for itself, and numbers of "
+                "both would be mixed: pass torch or onnx"
+            )
         context.threads = threads = context.threads or 1  # what a worker has: the number belongs to the features
         cluster = Cluster(workers=ray_workers, threads=threads, address=address, device=context.compute_device())
         return threads, cluster

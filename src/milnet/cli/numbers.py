@@ -134,7 +134,7 @@ def features(
         if not Path(images[0]).is_dir():
             raise UsageError(f"--images {images[0]}: there is no such folder")
         table = replace(table, image_root=Path(images[0]))
-    threads, cluster = read_workers(context, workers, address, ray_workers)
+    threads, cluster = read_workers(context, workers, address, ray_workers, runtime)
     if published is not None:
         if wide not in (None, "float16"):
             raise UsageError(f"--wide {wide}: with --published expected float16")

@@ -158,7 +158,9 @@ def remove(
     from milnet.library import listed_names
 
     fitted, manifest = _open(context, model, output, overwrite)
-    names = [name for one in ids for name in (listed_names(one) if Path(one).is_file() else (one,))]
+    known = set(fitted.pool.ids)  # an id that a file happens to have for its name is that id
+    lists = (listed_names(one) if one not in known and Path(one).is_file() else (one,) for one in ids)
+    names = [name for some in lists for name in some]
     if not names:
         raise UsageError(f"--ids {' '.join(ids)}: expected ids of photos, one a line; there is none")
     smaller, built = remove_from_pool(fitted, names, device=context.compute_device())

@@ -139,7 +139,7 @@ def score(
 
     if sidecar not in (None, "append", "replace"):
         raise UsageError(f"--sidecar {sidecar}: expected append (a.jpg.xmp) or replace (a.xmp)")
-    threads, cluster = read_workers(context, workers, address, ray_workers)
+    threads, cluster = read_workers(context, workers, address, ray_workers, runtime)
     many = cluster is not None or any(is_far(photo) or "{" in photo for photo in photos or ())
     if output is not None and not (many and is_folder(output)):
         check_suffix(output)
@@ -302,6 +302,8 @@ def _score_many(
             bad = f"; {len(failures):,} could not be scored" if failures else ""
             rate = f"{bulk.new:,} new, {bulk.new / seconds:.3g} a second"
             context.say(f"{len(bulk):,} photos scored in {seconds:.1f} s ({rate}){bad}")
+            for line in scorer.probed:
+                context.say(line)
             if output is not None:
                 context.say(str(output))
         listed = [score.row() for score in bulk.scores(rows)] if context.json and output is None else []
