@@ -384,10 +384,10 @@ def test_features_of_other_photos_are_not_gone_on_with(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         go_on("image", runner=Stopped(pieces=1))
-    with pytest.raises(ArtifactError, match="sources"):
+    with pytest.raises(ArtifactError, match="an unfinished extraction with other options or photos"):
         go_on("thumb")
     os.utime(parquet, ns=(1, 1))
-    with pytest.raises(ArtifactError, match="sources"):
+    with pytest.raises(ArtifactError, match="an unfinished extraction with other options or photos"):
         go_on("image")
 
 
