@@ -329,6 +329,21 @@ def test_torchrun_trains_and_speaks_once(tmp_path: Path) -> None:
     assert result["validation"]["loss"] == pytest.approx(alone["validation"]["loss"], abs=1e-5)
     assert not (tmp_path / "model.run").exists()
     load_model(tmp_path / "model")
+    loose = torchrun(2, *options, "--overwrite", *QUICK[1:])  # with batch norm
+    assert loose.stderr.count("batch norm") == 1
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains(tmp_path: Path) -> None:
+    """On CPUs several processes are started by --multi_gpu, too, as docs/scale.md says."""
+    data_folder(tmp_path / "data", made.table(), wide_features(made.table()))
+    options = ["train", tmp_path / "data", "-o", tmp_path / "model", "--recipe", "single", "--json"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "milnet"]
+    called = [sys.executable, *launch, *map(str, options), *QUICK]
+    done = subprocess.run(called, capture_output=True, text=True, timeout=600, env=ALONE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = json.loads(milnet(*options, "--overwrite", *QUICK).stdout)
+    assert json.loads(done.stdout)["validation"]["loss"] == pytest.approx(alone["validation"]["loss"], abs=1e-5)
 
 
 @pytest.mark.slow
