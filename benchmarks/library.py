@@ -473,7 +473,7 @@ def measure(
     shutil.move(runner.home, folder / "home.first")
     runner.output.unlink()
     runner.output.with_name("out.errors.csv").unlink()
-    kept = kill_at_random(runner, again.seconds, first.seconds - again.seconds, kills, rng)
+    kept = kill_at_random(runner, again.seconds, max(0.0, first.seconds - again.seconds), kills, rng)
     left_files = sorted(path.name for path in folder.iterdir() if path.name.startswith("out"))
     finished = runner.run()
     wrong += [f"killed: {text}" for text in problems(made, finished)]

@@ -282,7 +282,8 @@ def test_serving_command(path: None, capsys: Any, tmp_path: Path) -> None:
     found = json.loads(output.read_text())
     # how fast it is says nothing here, so that the floors may be missed; nothing else may
     assert code == bool(found["problems"])
-    assert all("overload" not in text for text in found["problems"]), found["problems"]
+    # nor whether a service of unknown speed was overloaded: what it refused must be what it says it refused
+    assert all("overload" not in text or "got none" in text for text in found["problems"]), found["problems"]
     assert found["largest_difference"] <= 1e-5 and found["photos"] == 12
     ways = found["rounds"][0]
     assert list(ways) == ["one by one", "score", "score, cache", "8 clients"]
@@ -291,7 +292,7 @@ def test_serving_command(path: None, capsys: Any, tmp_path: Path) -> None:
     assert sum(one["passes_by_size"].values()) == one["passes"] and one["service_cpu_seconds"] > 0
     over = found["overload"]
     sent = round(6 * over["photos_per_second_sent"])
-    assert sum(over["statuses"].values()) == sent and over["statuses"]["429"] == over["refused_by_its_own_count"]
+    assert sum(over["statuses"].values()) == sent and over["statuses"].get("429", 0) == over["refused_by_its_own_count"]
     assert found["ratios"]["score"][0] <= 1 and over["again"]["photos_per_second"] > 0
     assert "8 clients again" in capsys.readouterr().out
     missed = serving.problems({**found, "ratios": {"8 clients": [0.79]}, "overload": None})

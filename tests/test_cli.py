@@ -115,7 +115,7 @@ def test_score_goes_on_after_a_kill(no_cache: bool, place: Path, tmp_path: Path)
     """Killed in the middle: nothing is lost, nothing is there twice, nothing is made again."""
     whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
     (tmp_path / "in").mkdir()
-    for i in range(150):
+    for i in range(300):
         made.photo(2000 + i, 320, 240).save(tmp_path / "in" / f"{i:03}.png")
     options = ["score", tmp_path / "in", "--model", place / "model"]
     milnet(*options, "--no-cache", "-o", whole)
@@ -133,13 +133,13 @@ def test_score_goes_on_after_a_kill(no_cache: bool, place: Path, tmp_path: Path)
     found = sqlite3.connect(kept)
     (before,) = found.execute("SELECT count(*) FROM features").fetchone()
     found.close()
-    assert 0 < before < 150
-    assert json.loads(milnet(*options).stdout)["forward"] == 150 - before
+    assert 0 < before < 300
+    assert json.loads(milnet(*options).stdout)["forward"] == 300 - before
     assert kept.exists() != no_cache  # the journal has done its work
     first, second = polars.read_csv(whole), polars.read_csv(cut)
     assert first["photo"].to_list() == second["photo"].to_list()
     assert (first["score"] - second["score"]).abs().max() < 1e-5  # type: ignore[operator]
-    assert json.loads(milnet(*options).stdout)["forward"] == (150 if no_cache else 0)
+    assert json.loads(milnet(*options).stdout)["forward"] == (300 if no_cache else 0)
 
 
 def test_score_for_other_programs(place: Path, tmp_path: Path) -> None:
@@ -247,11 +247,23 @@ def test_train_says_what_is_in_the_way(place: Path, tmp_path: Path) -> None:
 
 
 def test_train_resumes_after_a_kill(place: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from milnet.cli import main; main()", "train", str(place / "data"), "-o",
-               str(tmp_path / "m"), *SMALL]  # fmt: skip
+    waits = f"""
+import time
+from pathlib import Path
+from milnet import training
+from milnet.cli import main
+step = training._step
+def wait_to_be_killed(*inputs):  # once the first phase is done
+    if Path({str(tmp_path / "m.run" / "results.json")!r}).exists():
+        time.sleep(600)
+    return step(*inputs)
+training._step = wait_to_be_killed
+main()
+"""
+    command = [sys.executable, "-c", waits, "train", str(place / "data"), "-o", str(tmp_path / "m"), *SMALL]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "m.run" / "results.json").exists():  # the first phase is done
-        time.sleep(0.002)
+    while process.poll() is None and not (tmp_path / "m.run" / "results.json").exists():
+        time.sleep(0.01)
     process.kill()
     process.wait()
     assert (tmp_path / "m.run").exists()

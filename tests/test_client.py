@@ -100,7 +100,8 @@ def test_scores_are_those_of_the_scorer(client: Client, tmp_path: Path) -> None:
         assert one.signals is not None and one.signals.width == 96 and one.signals.height == 72
     for alone in (paths[0], str(paths[0]), jpeg(0), ("x", jpeg(0))):
         (one,) = client.score(alone)
-        assert isinstance(one, Scored) and one.score == found[0].score  # type: ignore[union-attr]
+        assert isinstance(one, Scored)
+        assert one.score == pytest.approx(found[0].score, abs=1e-5)  # type: ignore[union-attr]
     assert client.score([]) == [] and client.again([]) == [] and list(client.stream([])) == []
 
 
@@ -173,7 +174,11 @@ def test_explanations_add_up(client: Client) -> None:
         assert isinstance(one, Explained) and isinstance(other, Explained)
         parts = one.base + one.own + sum(reference.influence for reference in one.references) + one.rest
         assert parts == pytest.approx(one.score, abs=1e-4)
-        assert 1 <= len(one.references) <= 8 and one.references == other.references
+        assert 1 <= len(one.references) <= 8
+        for reference, again in zip(one.references, other.references, strict=True):  # in another batch, perhaps
+            assert (reference.id, reference.votes) == (again.id, again.votes)
+            assert reference.similarity == pytest.approx(again.similarity, abs=1e-6)
+            assert reference.influence == pytest.approx(again.influence, abs=1e-5)
         assert all(reference.photo is None and len(reference.votes) == 7 for reference in one.references)
 
 
@@ -235,7 +240,7 @@ def test_a_taste_from_teaching_to_forgetting(client: Client, tmp_path: Path) -> 
 def test_the_token_is_asked_for(there: Served) -> None:
     for wrong in (None, "another-token-of-the-tests"):
         with Client(there.url, wrong) as stranger:
-            stranger.wait_until_ready(5)  # that needs none
+            stranger.wait_until_ready(30)  # that needs none
             with pytest.raises(RefusedError) as refused:
                 stranger.score(jpeg(1))
         assert refused.value.status == 401 and refused.value.expected == "Authorization: Bearer TOKEN"
@@ -397,14 +402,14 @@ def test_busy_is_waited_for() -> None:
 
 
 def test_busy_for_too_long() -> None:
-    refusal = problem(429, detail="too much", expected="less", after="20")
-    for patience, count in ((19.0, 1), (0.0, 1)):
+    refusal = problem(429, detail="too much", expected="less", after="60")
+    for patience, count in ((59.0, 1), (0.0, 1)):
         with fake(lambda _: refusal) as there, Client(there.url, patience=patience) as client:
             for ask in (lambda c=client: list(c.stream(b"1")), lambda c=client: c.score(b"1")):
                 began, before = time.monotonic(), len(there.asked)
                 with pytest.raises(BusyError, match=r"429: too much \(expected less\)") as busy:
                     ask()
-                assert time.monotonic() - began < 5 and len(there.asked) - before == count
+                assert time.monotonic() - began < 30 and len(there.asked) - before == count
                 assert busy.value.status == 429 and busy.value.expected == "less" and busy.value.got is None
     with fake(lambda _: problem(429, after="0")) as there, Client(there.url, patience=0.2) as client:
         with pytest.raises(BusyError):  # "at once" is not for ever
@@ -463,7 +468,7 @@ def test_no_service() -> None:
 
 def test_ready() -> None:
     with fake(in_turn(problem(503), answered(200, {}), answered(404, b""))) as there, Client(there.url) as client:
-        client.wait_until_ready(5)
+        client.wait_until_ready(30)
         assert len(there.asked) == 2
         with pytest.raises(RefusedError, match="404: an answer that is not of milnet's service"):
             client.ready()
@@ -473,9 +478,9 @@ def test_no_answer_in_time() -> None:
     silent = threading.Event()
 
     def answer(_: Request) -> None:
-        silent.wait(5)
+        silent.wait(30)
 
-    with fake(answer) as there, Client(there.url, timeout=0.2) as client:
+    with fake(answer) as there, Client(there.url, timeout=2) as client:
         with pytest.raises(LostError, match="no answer in time"):
             list(client.stream(b"1"))
         assert len(there.asked) == 1
@@ -534,7 +539,7 @@ def test_stopping_early_ends_what_is_under_way() -> None:
         began = time.monotonic()
         with closing(client.stream(str(n).encode() for n in itertools.count())) as results:
             assert next(results).index < 16
-        assert time.monotonic() - began < 5 and len(there.asked) <= 6
+        assert time.monotonic() - began < 30 and len(there.asked) <= 6
 
 
 def test_photos_are_read_when_it_is_their_turn() -> None:

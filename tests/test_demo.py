@@ -69,16 +69,17 @@ def test_the_whole(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1, done.stderr  # one photo failed
     found = json.loads(done.stdout)
-    assert [(row["recipe"], row["features"], row["kind"]) for row in found["measured"]] == [
+    cells = [(row["recipe"], row["features"], row["kind"]) for row in found["measured"]]
+    assert [cell for cell in cells if cell[2] == "random"] == [
         ("single", "mobilenetv2_100", "random"),
         ("published", "mobilenetv2_100", "random"),
         ("votes", "mobilenetv2_100", "random"),
         ("votes", "pocket", "random"),
     ]
-    srcc = {(row["recipe"], row["features"]): row["srcc"][0] for row in found["measured"]}
+    srcc = {(row["recipe"], row["features"]): row["srcc"][0] for row in found["measured"] if row["kind"] == "random"}
     assert srcc["votes", "mobilenetv2_100"] > srcc["single", "mobilenetv2_100"] > 0.75
     assert srcc["votes", "pocket"] > 0.5
-    assert len(found["left_out"]) == 4
+    assert len(found["left_out"]) == 8 - len(cells) > 0  # what was done by then counts
     assert [Path(score["photo"]).name for score in found["scores"]] == ["a.png", "b.png"]
     assert Path(found["failures"][0]["photo"]).name == "bad.jpg"
     page = (tmp_path / "report.html").read_text()
@@ -120,8 +121,11 @@ def test_stopped(tmp_path: Path) -> None:
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in told
-    time.sleep(1)
-    assert not [pid for pid in born if "milnet" in command_of(pid) or "spawn_main" in command_of(pid)]
+    alive = lambda: [pid for pid in born if "milnet" in command_of(pid) or "spawn_main" in command_of(pid)]  # noqa: E731
+    until = time.monotonic() + 30
+    while alive() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive()
     assert not list(tmp_path.glob("milnet-demo-*"))
 
 

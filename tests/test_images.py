@@ -828,6 +828,7 @@ def test_input_size() -> None:
             input_size(**({"width": 5, "height": 5, "size": 5} | wrong))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 2000), st.integers(1, 64))
 def test_input_size_is_the_nearest(width: int, height: int, size: int, multiple: int) -> None:
     from fractions import Fraction

