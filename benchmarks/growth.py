@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from milnet.doubt import Doubt
@@ -79,15 +80,16 @@ def of_photos(sizes: list[int], model: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def make(kind: str, size: int, references: int) -> Model:
+def make(kind: str, size: int, references: int, features: NDArray[Any] | None = None) -> Model:
     """An untrained model of a recipe with a synthetic pool: it costs what a trained one costs."""
-    features = clustered(size, WIDTH, max(10, size // 50), 0)
+    features = clustered(size, WIDTH, max(10, size // 50), 0) if features is None else features
     generator = np.random.default_rng(size)
     votes = generator.integers(1, 30, (size, BINS)).astype(np.float64)
     recipe = RECIPES[kind].resolve(1_000_000)
     recipe = type(recipe).of({**recipe.__dict__, "references": references, "reducer": None})
     network = make_network(recipe, WIDTH, BINS, 0)
-    network.standardise.set(*(_tensor(moment) for moment in (features[:1000].mean(0), features[:1000].std(0))))
+    sample = features[:1000].astype(np.float32)
+    network.standardise.set(*(_tensor(moment) for moment in (sample.mean(0), sample.std(0))))
     pool = RatedPool(
         ids=tuple(map(str, range(size))),
         pixels=("",) * size,

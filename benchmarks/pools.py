@@ -5,10 +5,12 @@
     python benchmarks/pools.py compact -o compact.json
 
 `search`: a seeded synthetic pool (float16, written block by block into DIR) of each size; each way in a process of its
-own: seconds to build, peak memory, bytes, queries a second in a batch and one by one, recall at 4 and 64 against the
-exact search, and how much a planted score (softmax(10 cosine) over the votes of 4 and of 64 references) moves, in
-deviations of that score. hnsw is built up to --hnsw-most photos; beyond, its row is the power law through those sizes,
-and says so. Exponents of time against pool size and against K follow.
+own: seconds to build, memory that is not a mapped file while it is built (beside the plan's estimate) and the peak of
+all, bytes, queries a second in a batch and one by one, photos judged a second (references, an untrained `published`
+network beside them, the parts of the score: what `score` does behind the backbone, 16 photos at once), recall at 4 and
+64 against the exact search, and how much a planted score (softmax(10 cosine) over the votes of 4 and of 64 references)
+moves, in deviations of that score. hnsw is built up to --hnsw-most photos; beyond, its row is the power law through
+those sizes, and says so. Exponents of time against pool size and against K follow.
 `call`: one photo against a pool of this size, as a scorer asks: the first call and later ones, beside a search that
 reads the pool at each call.
 `compact`: the shipped pool in theme folds: bytes a pool photo and held-out scores before and after `milnet pool
@@ -23,10 +25,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,15 +41,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from growth import make
 from milnet.annotations import load_table
 from milnet.artifacts import write_json
 from milnet.compact import compact
 from milnet.evaluation import find_same_photos, predict_rows
+from milnet.explanation import explain
 from milnet.features import load_feature_set
-from milnet.index import KINDS, build_index, choose, index_blocks
+from milnet.index import KINDS, Index, build_index, choose, index_blocks
 from milnet.metrics import Task, paired_difference, srcc
 from milnet.places import find_data
-from milnet.pool import RatedPool
+from milnet.pool import HELD, RatedPool
 from milnet.recipe import load_recipe
 from milnet.recipes import Model, fit
 from milnet.references import Prepared, References, read_rows, search
@@ -110,6 +116,35 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+class Anonymous:
+    """The most memory of this process that is no mapped file, in bytes above that at the start of a `with`."""
+
+    def __enter__(self) -> Anonymous:
+        self.start = self.most = _anonymous()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02):
+            self.most = max(self.most, _anonymous())
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.most = max(self.most, _anonymous())
+
+    @property
+    def grown(self) -> int:
+        return self.most - self.start
+
+
+def _anonymous() -> int:
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
 def seconds(call: Callable[[], object]) -> float:
     """How long one call takes."""
     began = time.perf_counter()
@@ -123,7 +158,7 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
     pool = np.load(options.pool, mmap_mode="r")[: options.size]
     rows, asked = np.arange(options.size), queries(options.queries)
     before = peak()
-    began = time.perf_counter()
+    began, index = time.perf_counter(), None
     about: dict[str, Any] = {"form": "float32", "bytes": 4 * options.size * WIDTH}
     if options.way == "exact":
         held = Prepared.of(pool, rows, "cosine")
@@ -133,10 +168,12 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
 
     else:
         plan = choose(options.size, WIDTH, kind=options.way, memory=options.memory)
-        index = build_index(pool, rows, plan)
+        with Anonymous() as held_meanwhile:
+            index = build_index(pool, rows, plan)
+        about_memory = {"planned": plan.peak, "anonymous": held_meanwhile.grown, "planned bytes": plan.bytes}
         with tempfile.TemporaryDirectory(dir=Path(options.pool).parent) as folder:
             index.save(Path(folder))
-            about = {"form": plan.form, "bytes": (Path(folder) / "index.faiss").stat().st_size, "planned": plan.peak}
+            about = {"form": plan.form, "bytes": (Path(folder) / "index.faiss").stat().st_size, **about_memory}
 
         def find(q: Rows, k: int) -> References:
             found = list(index_blocks(q, pool, index, k, near_duplicate=0.97))
@@ -154,10 +191,22 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
     ones = min(len(asked), options.ones)
     alone = ones / seconds(lambda: [find(asked[i : i + 1], 4) for i in range(ones)])
     np.savez(options.found, index=found.index, similarity=found.similarity)
+    before_judging = peak()
+    # the exact search above what a scorer keeps of a pool reads all of it for every 16 photos
+    about["judged"] = judged(pool, index, asked[: 160 if index is not None or 4 * options.size * WIDTH <= HELD else 32])
     return {
-        "way": options.way, "size": options.size, "build": build, "peak": peak(), "before": before, **about,
+        "way": options.way, "size": options.size, "build": build, "peak": before_judging, "before": before, **about,
         "batch": batch, "one": alone,
     }  # fmt: skip
+
+
+def judged(pool: Rows, index: Index | None, asked: Rows) -> float:
+    """Photos a second whose references are found and that are predicted beside them, with the parts of their scores."""
+    model = make("published", len(pool), 4, pool)
+    model = replace(model, pool=replace(model.pool, index=index, near_duplicate=0.97))
+    some = [asked[at : at + 16].astype(np.float32) for at in range(0, len(asked), 16)]
+    explain(model, some[0], model.pool.find(some[0], 4))  # makes the pool ready
+    return len(asked) / seconds(lambda: [explain(model, one, model.pool.find(one, 4)) for one in some])
 
 
 def planted(similarity: Rows, index: Rows, votes: Rows, k: int) -> Rows:
@@ -208,7 +257,8 @@ def run_search(options: argparse.Namespace) -> dict[str, Any]:
     likeness(stored[: len(features.semantic)], "synthetic, as many")
     rows: list[dict[str, Any]] = []
     print(
-        "                       build   peak  index   queries/s: batch K=4  K=64    one     recall@4  @64   score moves"
+        "                       build   peak  planned/grown  index   queries/s: batch K=4  K=64    one   judged/s   "
+        "recall@4  @64   score moves"
     )
     for size in sizes:
         exact: References | None = None
@@ -240,8 +290,9 @@ def run_search(options: argparse.Namespace) -> dict[str, Any]:
                 row[f"moved{k}"] = [float(moved.mean()), float(moved.max())]
             rows.append(row)
             print(
-                f"{size:>9,} {way:7s} {row['build']:7.1f} s {row['peak']:5.2f} {row['bytes'] / 1e9:6.3f} GB "
-                f"{row['batch']['4']:10.1f} {row['batch']['64']:8.1f} {row['one']:8.1f}    {row['recall4']:.4f} "
+                f"{size:>9,} {way:7s} {row['build']:7.1f} s {row['peak']:5.2f} {row.get('planned', 0) / 1e9:5.2f}/"
+                f"{row.get('anonymous', 0) / 1e9:.2f} {row['bytes'] / 1e9:6.3f} GB {row['batch']['4']:10.1f} "
+                f"{row['batch']['64']:8.1f} {row['one']:8.1f} {row['judged']:8.1f}    {row['recall4']:.4f} "
                 f"{row['recall64']:.4f}  mean {row['moved4'][0]:.4f} max {row['moved4'][1]:.3f} (K=4)  {row['form']}",
                 flush=True,
             )

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 import made
 from milnet import pool as pool_module
 from milnet import references as references_module
 from milnet.artifacts import read_manifest, write_text
+from milnet.cli import app
 from milnet.errors import ArtifactError, MissingExtraError, UsageError
 from milnet.features import load_feature_set
 from milnet.index import (
@@ -319,6 +321,15 @@ FEATURES = made.features(TABLE, width=40, semantic=32)
 def store(folder: Path, kind: Kind | None = None, **options: Any) -> None:
     plan = None if kind is None else choose(3000, 32, kind=kind)
     make_store(TABLE, FEATURES, folder, 6, pool_rows=ROWS, plan=plan, block=256, save_seconds=0, **options)
+
+
+def test_a_large_pool_without_an_index_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a scorer reads all of the pool again and again, the command says what would help."""
+    made.photo(1).save(tmp_path / "a.png")
+    for held, told in ((0, True), (4 << 30, False)):
+        monkeypatch.setattr("milnet.pool.HELD", held)
+        result = CliRunner().invoke(app, ["score", str(tmp_path), "--model", "pocket", "--no-cache"])
+        assert result.exit_code == 0 and ("milnet pool index pocket -o INDEXED" in result.output) == told, result.output
 
 
 def test_stores(tmp_path: Path) -> None:

@@ -262,10 +262,15 @@ class RatedPool:
             return References(index, best)
         how |= {"similarity": similarity, "device": device, "progress": progress}
         if len(rows) <= BLOCK:
-            if held_bytes(len(self), self.semantic.shape[1]) <= HELD:
+            if self.stays:
                 how["prepared"] = self._held(similarity, device)
             how["memory"] = HELD
         return search(semantic, self.semantic, k, query_rows=rows, **how)
+
+    @property
+    def stays(self) -> bool:
+        """Whether an exact search for a few photos keeps the pool in memory for the next; else it reads it again."""
+        return held_bytes(len(self), self.semantic.shape[1]) <= HELD
 
     def _held(self, similarity: Similarity, device: str) -> Prepared:
         key = (similarity, device)

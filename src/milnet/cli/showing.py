@@ -74,6 +74,11 @@ def load_scorer(
         folder, weights=weights, device=context.compute_device(), offline=context.offline, **read_stars(stars), **how
     )
     context.say(introduction(name, scorer))
+    if scorer.pool.index is None and not scorer.pool.stays:
+        context.warn(
+            f"the pool's {len(scorer.pool):,} photos are read anew for every {scorer.together} photos that are scored: "
+            f"an index is far faster (milnet pool index {name} -o INDEXED --index faiss)"
+        )
     return name, scorer
 
 
