@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 60.0  # for starting and for stopping
+_START = 300.0  # seconds for starting: many on a busy machine, and no test is about it
+_STOP = 60.0  # seconds for stopping: as long as the service gives to what it has accepted
 _ADDRESS = re.compile(r"^(http://\S+?)/ is there; ", re.MULTILINE)
 
 
@@ -131,7 +132,7 @@ class Served:
         """How many file descriptors it has."""
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
-    def stop(self, number: int = signal.SIGTERM, *, code: int = 0, seconds: float = _SECONDS) -> None:
+    def stop(self, number: int = signal.SIGTERM, *, code: int = 0, seconds: float = _STOP) -> None:
         """End it, and see that it ended as it should and left no process behind."""
         if self.ended:
             return
@@ -152,7 +153,7 @@ class Served:
         self.process.wait()
 
 
-def assert_gone(pids: Sequence[int], seconds: float = 5.0) -> None:
+def assert_gone(pids: Sequence[int], seconds: float = 60.0) -> None:
     """None of the processes is there any more."""
     until = time.monotonic() + seconds
     while left := [pid for pid in pids if _runs(pid)]:
@@ -283,11 +284,11 @@ def service(
 
 
 def _wait(served: Served) -> None:
-    until = time.monotonic() + _SECONDS
+    until = time.monotonic() + _START
     while (found := _ADDRESS.search(served.said())) is None:
         code = served.process.poll()
         assert code is None, f"ended by itself with {code}: {served.log()[-4000:]}"
-        assert time.monotonic() < until, f"not there after {_SECONDS:g} s: {served.said()} {served.log()[-4000:]}"
+        assert time.monotonic() < until, f"not there after {_START:g} s: {served.said()} {served.log()[-4000:]}"
         time.sleep(0.02)
     served.url = found[1]
 

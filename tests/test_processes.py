@@ -302,7 +302,7 @@ def torchrun(processes: int, *arguments: object, code: int = 0) -> subprocess.Co
     """`milnet` by torchrun, alone in this process; the exit code must be `code` (torchrun gives 1 for any failure)."""
     if processes == 1:
         return milnet(*arguments, code=code)
-    done = subprocess.run(command(processes, *arguments), capture_output=True, text=True, timeout=120, env=ALONE)
+    done = subprocess.run(command(processes, *arguments), capture_output=True, text=True, timeout=600, env=ALONE)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -160,7 +161,7 @@ def open_page(browser: Any) -> Iterator[Open]:
         context.set_offline(offline)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(5000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(f"a dialog: {dialog.message}"))
@@ -232,6 +233,11 @@ AVERAGES = """async () => {
 }"""
 
 
+def settled(page: Any) -> None:
+    """Wait until the page shows what it should after a scroll, which it learns of in the next frame."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def check_pictures(page: Any) -> int:
     """Each tile in view shows its own photo; how many have a picture."""
     seen = 0
@@ -260,7 +266,7 @@ def test_many_photos(many: Path, scores: list[Score], open_page: Open) -> None:
     assert check_pictures(page) >= 8
     for part in (0.3, 0.99, 0.5, 0.0):
         page.evaluate("part => scrollTo(0, part * document.body.scrollHeight)", part)
-        page.wait_for_timeout(60)
+        settled(page)
         tiles = in_view(page)
         start = names.index(tiles[0])
         assert tiles == names[start : start + len(tiles)] and len(tiles) <= 60
@@ -465,19 +471,23 @@ def test_sizes(many: Path, open_page: Open) -> None:
     """As many columns as fit, also after the window has changed."""
     page = open_page(many)
 
-    def columns() -> int:
-        page.wait_for_timeout(80)
-        lefts = page.locator(".tile").evaluate_all("tiles => tiles.map(tile => tile.getBoundingClientRect().left)")
-        assert all(
-            page.locator(".tile").evaluate_all("tiles => tiles.map(t => t.getBoundingClientRect().right <= innerWidth)")
-        )
-        return len(set(lefts))
+    def has_columns(count: int) -> None:
+        """It comes to have so many, all of them in the window."""
+        end, seen = time.monotonic() + 60, None
+        while seen != (count, True):
+            assert time.monotonic() < end, f"expected {count} columns in the window, got {seen}"
+            settled(page)
+            sides = page.locator(".tile").evaluate_all(
+                "tiles => tiles.map(tile => tile.getBoundingClientRect()).map(({left, right}) => [left, right])"
+            )
+            width = page.evaluate("innerWidth")
+            seen = len({left for left, _ in sides}), all(right <= width for _, right in sides)
 
-    assert columns() == 4
+    has_columns(4)
     page.set_viewport_size({"width": 700, "height": 800})
-    assert columns() == 2
+    has_columns(2)
     page.get_by_label("Size").evaluate("e => { e.value = 150; e.dispatchEvent(new Event('input')); }")
-    assert columns() == 4
+    has_columns(4)
 
 
 # ---- a photo's page --------------------------------------------------------------------------------------------------
@@ -932,8 +942,13 @@ def test_keys(many: Path, scores: list[Score], open_page: Open) -> None:
         assert page.locator(".tile").count() <= 70
     page.keyboard.press("PageDown")
     assert focused() > 4
+    before = page.evaluate("scrollY")
     page.mouse.wheel(0, 9000)  # what has the focus stays, though it is out of view
-    page.wait_for_timeout(80)
+    end = time.monotonic() + 60
+    while page.evaluate("scrollY") < before + 5000:
+        assert time.monotonic() < end, "the wheel does not scroll"
+        settled(page)
+    settled(page)
     place = focused()
     page.keyboard.press("ArrowRight")
     assert focused() == place + 1
@@ -1177,7 +1192,7 @@ def slowly(path: Path, cut: int) -> Iterator[tuple[str, threading.Event]]:
             self.end_headers()
             self.wfile.write(content[:cut])
             self.wfile.flush()
-            go_on.wait(20)
+            go_on.wait(300)
             self.wfile.write(content[cut:])
 
         def log_message(self, *arguments: Any) -> None:
@@ -1205,7 +1220,7 @@ def test_the_first_photos_come_first(scores: list[Score], tmp_path: Path, browse
     with slowly(path, cut) as (address, go_on):
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.goto(address, wait_until="commit")
-        page.locator(".tile img").nth(2).wait_for(timeout=8000)
+        page.locator(".tile img").nth(2).wait_for(timeout=60_000)
         page.wait_for_timeout(200)
         assert page.evaluate("document.readyState") == "loading"
         tiles = page.locator(".tile")

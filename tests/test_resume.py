@@ -52,18 +52,21 @@ def test_kills_of_an_extraction_change_no_byte(tmp_path: Path) -> None:
     made.photo_folder(tmp_path / "photos", made.table())
     killed.survives(made.table)
     seconds = killed.duration(killed.extract, str(tmp_path / "whole"), str(tmp_path / "photos"))
-    done = 0
-    for delay in killed.delays(seconds, 12, seed=2):
-        done += not killed.survives(killed.extract, str(tmp_path / "killed"), str(tmp_path / "photos"), seconds=delay)
-        if (tmp_path / "killed" / "features").exists():
-            break
-    assert done >= 1
-    if not (tmp_path / "killed" / "features").exists():
-        assert killed.survives(killed.extract, str(tmp_path / "killed"), str(tmp_path / "photos"))
-    whole, resumed = (read_manifest(tmp_path / name / "features", "features") for name in ("whole", "killed"))
+    deaths, unharmed = 0, 0
+    for delay in killed.delays(seconds, 24, seed=2):
+        folder = tmp_path / f"killed{unharmed}"
+        deaths += not killed.survives(killed.extract, str(folder), str(tmp_path / "photos"), seconds=delay)
+        if (folder / "features").exists():
+            if deaths:
+                break
+            unharmed += 1  # it came to its end before its kill: the next one begins anew
+    assert deaths >= 1
+    if not (folder / "features").exists():
+        assert killed.survives(killed.extract, str(folder), str(tmp_path / "photos"))
+    whole, resumed = (read_manifest(one / "features", "features") for one in (tmp_path / "whole", folder))
     assert whole.digest == resumed.digest
-    verify_files(tmp_path / "killed" / "features", resumed)
-    assert sorted(p.name for p in (tmp_path / "killed" / "features").iterdir()) == [
+    verify_files(folder / "features", resumed)
+    assert sorted(p.name for p in (folder / "features").iterdir()) == [
         "errors.csv", "features.npy", "manifest.json", "pixels.txt", "wide.npy", "wide_range.npy",
     ]  # fmt: skip
 

@@ -30,6 +30,7 @@ from milnet.version import __version__
 from served import Answer, Served, form_of, service
 
 NDJSON = "application/x-ndjson"
+HERE = socket.gethostname()
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -88,11 +89,13 @@ def expected(scorer: Scorer) -> dict[str, Score]:
 
 def assert_score(found: dict[str, Any], one: Score, what: str, *, alone: bool = False) -> None:
     """All members of an answer are the score's."""
-    for name in ("score", "low", "high", "spread", "unlike"):
+    for name in ("score", "low", "high", "spread"):
         assert found[name] == pytest.approx(getattr(one, name), abs=1e-5), (what, name)
-    assert found["percentile"] == pytest.approx(one.percentile, abs=0.3), what  # two neighbours of the pool may swap
+    # shares of the pool's 677 photos: rounding takes a photo over one of them or two
+    assert found["unlike"] == pytest.approx(one.unlike, abs=2 / 677), what
+    assert found["percentile"] == pytest.approx(one.percentile, abs=0.3), what
     assert found["stars"] == one.stars
-    assert found["outside"] is (one.unlike is not None and one.unlike > 0.97)
+    assert found["outside"] is (found["unlike"] is not None and found["unlike"] > 0.97)
     np.testing.assert_allclose(found["distribution"], one.distribution, atol=1e-5)
     assert one.signals is not None
     assert found["signals"] == pytest.approx(asdict(one.signals), abs=1e-6)
@@ -657,7 +660,8 @@ def test_headers_of_every_answer(served: Served) -> None:
         ("192.168.0.1", False), ("0.0.0.0", False), ("127.1", False), ("2130706433", False), ("[::]", False),
         ("", False), ("127.0.0.1@evil.example", False), ("evil.example@127.0.0.1", False), ("127.0.0.1/x", False),
         ("127.0.0.1:x", False), ("127.0.0.1:99999", False), ("[::1", False), ("localhost?x", False),
-        ("localhost,evil.example", False), ("localhost evil.example", False), (socket.gethostname(), False),
+        ("localhost,evil.example", False), ("localhost evil.example", False),
+        *([(HERE, False)] if HERE not in ("localhost", "127.0.0.1") else []),
     ],
 )  # fmt: skip
 def test_rebinding(served: Served, host: str, known: bool) -> None:
@@ -738,7 +742,7 @@ def test_token(tmp_path: Path) -> None:
         assert one.get("/v1/none").status == 404
         # no site can take over an address, so that all of this machine's are good; a name has to be known
         for host, known in (("192.168.7.7:80", True), ("[fe80::1]", True), ("photos.example.org", True),
-                            (socket.gethostname(), True), ("evil.example", False), ("", False)):  # fmt: skip
+                            (HERE, True), ("evil.example", False), ("", False)):  # fmt: skip
             assert one.get("/v1/models", {"Host": host}).status == (200 if known else 421), host
         own = {"Host": "photos.example.org", "Origin": "https://photos.example.org"}  # behind a proxy that has TLS
         assert one.get("/v1/models", own).status == 200
@@ -779,15 +783,18 @@ def listing(*folders: Path) -> set[tuple[str, int, int]]:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc, to look at open files")
 def test_nothing_is_written(served: Served, rated: list[dict[str, Any]]) -> None:
     """No photo, no rating, no name on the disk: neither afterwards, nor in the middle of a large upload."""
-    places = [served.folder / "work", served.folder / "tmp", served.home, Path("/dev/shm")]
+    places = [served.folder / "work", served.folder / "tmp", served.home]
 
     def open_files() -> list[str]:
+        """Those of the service's processes, with what they share in memory: others write to /dev/shm, too."""
         found = []
         for pid in [served.pid, *served.children()]:
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 target = str(link.readlink())
-                if target.startswith("/") and not target.startswith("/dev/"):
+                if target.startswith("/") and not re.match(r"/dev/(null|zero|u?random|pts/.*)$", target):
                     found.append(target)
+            maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            found += [line[line.index("/dev/shm/") :] for line in maps if "/dev/shm/" in line]
         return found
 
     before, opened = listing(*places), sorted(set(open_files()))

@@ -8,6 +8,7 @@ import io
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import struct
@@ -16,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from milnet.server import child
 from milnet.server.decoders import DecoderError, Decoders, _understood
 from milnet.server.problems import Problem
 from milnet.server.uploads import Room, chunks, label
-from served import Served, assert_gone, form_of, read_answer, read_answers, service
+from served import Served, assert_gone, form_of, read_answer, read_answers, service, silent
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc, to look at processes")
 
@@ -189,18 +190,31 @@ room.__init__ = lambda self, most: begin(self, 12 << 20)
 """
 
 
+# Limits of time that no refusal can be taken for: where one is awaited, its test fails.
+PATIENT = """
+import milnet.server.running, milnet.server.uploads
+milnet.server.running._HEADERS = 120.0
+milnet.server.running._IDLE = 120
+milnet.server.uploads._QUIET = milnet.server.uploads._GRACE = 120.0
+"""
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service with small limits."""
-    with service(tmp_path_factory.mktemp("attacked"), "--max-bytes", 4, "--max-photos", 20) as one:
+    """A service with small limits, except those of time."""
+    folder = tmp_path_factory.mktemp("attacked")
+    with service(folder, "--max-bytes", 4, "--max-photos", 20, before=PATIENT) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service that is not patient."""
+    """A service that is not patient, and has file descriptors for as many connections as it allows."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], min(before[1], 4096)), before[1]))
     with service(tmp_path_factory.mktemp("quick"), "--decoders", 2, "--queue", 6, before=QUICK) as one:
         yield one
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 GOOD = encoded("JPEG")
@@ -214,7 +228,7 @@ def score_of(served: Served) -> float:
     return float(score["score"])
 
 
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while not true():
@@ -379,7 +393,7 @@ REQUESTS: list[tuple[str, bytes, set[int | None]]] = [
 
 def outcome(served: Served, request: bytes, *, ends: bool) -> int | None:
     """Send bytes: the status of the answer, or None where the connection is closed. `ends`: and no more than those."""
-    with served.connect(10) as connection:
+    with served.connect(60) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(request)
             if ends:
@@ -396,7 +410,7 @@ def test_wrong_http(served: Served, what: str, request_: bytes, expected: set[in
     began = time.monotonic()
     # where it is closed with something unread, the answer may be lost on its way
     assert outcome(served, request_, ends=None in expected) in expected | ({None} if len(request_) > 100_000 else set())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_after_wrong_http(served: Served) -> None:
@@ -465,6 +479,19 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
+@contextlib.contextmanager
+def stopped(pids: Sequence[int]) -> Iterator[None]:
+    """The processes stand still."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_aborted_anywhere(served: Served) -> None:
     """100 calls that end at a random point: sent in part, or whole and not waited for."""
     rng, files = random.Random(5), served.open_files()
@@ -495,12 +522,14 @@ def test_photos_of_a_client_that_has_gone_are_dropped(quick: Served) -> None:
     before = quick.figures()
     for accept in ("application/json", "application/x-ndjson"):
         connection = quick.connect()
-        connection.sendall(
-            b"POST /v1/score HTTP/1.1\r\n" + HOST + f"Accept: {accept}\r\nContent-Type: {kind}\r\n".encode()
-            + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        )  # fmt: skip
-        until(lambda: quick.figures()[("milnet_waiting_photos",)] == 6)
-        reset(connection)
+        with stopped(quick.children()):  # so that none is decoded before all are there and the client has gone
+            connection.sendall(
+                b"POST /v1/score HTTP/1.1\r\n" + HOST + f"Accept: {accept}\r\nContent-Type: {kind}\r\n".encode()
+                + b"Content-Length: %d\r\n\r\n" % len(body) + body
+            )  # fmt: skip
+            until(lambda: quick.figures()[("milnet_waiting_photos",)] == 6)
+            reset(connection)
+            until(lambda: quick.figures()[("milnet_waiting_photos",)] == 0)
         assert_at_rest(quick, files)
     passed = quick.figures()[("milnet_batch_photos_sum",)] - before[("milnet_batch_photos_sum",)]
     assert passed <= 4, f"{passed:g} of 12 photos passed"
@@ -521,18 +550,14 @@ def test_slow_clients(quick: Served) -> None:
 
     def drip(what: str, first: bytes, more: bytes) -> None:
         began, status = time.monotonic(), None
-        with quick.connect(1) as connection:
+        with quick.connect() as connection:
             connection.sendall(first)
             with contextlib.suppress(ConnectionError, TimeoutError):
-                while time.monotonic() - began < 8:
-                    connection.settimeout(0.2)
-                    try:
-                        status = status or read_answer(connection).status
-                        connection.settimeout(5)
+                while time.monotonic() - began < 40:
+                    if status is None and not silent(connection, 0.2):
+                        status = read_answer(connection).status
                         if not more:
                             break
-                    except TimeoutError:
-                        pass
                     connection.sendall(more)
                     time.sleep(0.1)
         found[what] = status, time.monotonic() - began
@@ -544,20 +569,22 @@ def test_slow_clients(quick: Served) -> None:
         thread.join()
     for what, (status, seconds) in found.items():
         assert status in cases[what][2], (what, status)
-        assert seconds < 6, (what, seconds)
+        assert seconds < 30, (what, seconds)
     assert len(found) == len(cases)
 
 
 def test_a_thousand_that_say_nothing(quick: Served) -> None:
     """They are let go; meanwhile and afterwards others are answered."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2048:
+        pytest.skip("needs more file descriptors than a process may have here")
     files, connections = quick.open_files(), []
     for _ in range(990):
         connections.append(quick.connect())  # noqa: PERF401  (those that are open are closed below)
     assert quick.get("/v1/health").status == 200
     more = [quick.connect() for _ in range(30)]
-    until(lambda: quick.open_files() <= files + 2, 15)
+    until(lambda: quick.open_files() <= files + 2)
     for connection in connections + more:
-        connection.settimeout(2)
+        connection.settimeout(30)
         with contextlib.suppress(ConnectionError):
             assert not connection.recv(1)
         connection.close()
@@ -587,7 +614,7 @@ def test_clients_that_do_not_read(quick: Served) -> None:
         connections.append(connection)
     time.sleep(0.5)
     assert quick.get("/v1/health").status == 200
-    until(lambda: quick.open_files() <= files, 20)
+    until(lambda: quick.open_files() <= files)
     for connection in connections:
         connection.close()
     assert_at_rest(quick, files)
@@ -607,12 +634,14 @@ def test_many_ids_leave_others_their_turn(served: Served) -> None:
 
     thread = threading.Thread(target=others)
     thread.start()
+    began = time.monotonic()
     answer = served.post("/v1/score", {"ids": [digest] * 2000})
+    took = time.monotonic() - began
     done.set()
     thread.join()
     assert len(answer.json()["scores"]) == 2000
     assert [one["index"] for one in answer.json()["scores"]] == list(range(2000))
-    assert max(waits) < 1.0 and len(waits) > 5
+    assert max(waits) < max(1.0, took / 3) and len(waits) > 5
 
 
 # ---- too much at once ------------------------------------------------------------------------------------------------
@@ -624,8 +653,8 @@ def test_a_full_queue(quick: Served) -> None:
     assert quick.post("/v1/score", photo).status == 200
 
     def client(number: int) -> None:
-        mine = large(100 + number)
-        for _ in range(60):
+        mine, end = large(100 + number), time.monotonic() + 180
+        while time.monotonic() < end:
             answer = quick.post("/v1/score", mine)
             if answer.status == 200:
                 scored.append(answer.json()["scores"][0]["score"])
@@ -757,10 +786,11 @@ def _processor(pid: int) -> int:
 
 @pytest.fixture
 def decoders() -> Iterator[Decoders]:
-    """One decoder that has a second for a photo."""
-    found = Decoders(1, max_bytes=1 << 20, max_pixels=1_000_000, seconds=1.0, died=lambda: deaths.append(1))
+    """One decoder that has started: the first photo's time is that of the start, too."""
+    found = Decoders(1, max_bytes=1 << 20, max_pixels=1_000_000, seconds=30.0, died=lambda: deaths.append(1))
     deaths.clear()
     found.start()
+    found.see(GOOD, PREPROCESS).result(60)
     yield found
     found.stop()
     assert_gone(found.processes())
@@ -772,14 +802,15 @@ PREPROCESS = [Preprocess()]
 
 def test_a_photo_that_takes_too_long(decoders: Decoders) -> None:
     """Its process is ended, and the next photo is decoded."""
-    good = decoders.see(GOOD, PREPROCESS).result(30)
+    good = decoders.see(GOOD, PREPROCESS).result(60)
     (pid,) = decoders.processes()
     os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
+    decoders.seconds, began = 1.0, time.monotonic()
     with pytest.raises(ImageError, match="took more than 1 s to decode"):
-        decoders.see(GOOD, PREPROCESS).result(30)
-    assert 0.9 < time.monotonic() - began < 4
-    again = decoders.see(GOOD, PREPROCESS).result(30)
+        decoders.see(GOOD, PREPROCESS).result(60)
+    assert 0.9 < time.monotonic() - began < 25
+    decoders.seconds = 30.0  # the new process has to start
+    again = decoders.see(GOOD, PREPROCESS).result(60)
     assert decoders.processes() != [pid] and deaths == [1]
     np.testing.assert_array_equal(again.decoded[0].views[0], good.decoded[0].views[0])
     assert decoders.alive()
@@ -787,10 +818,9 @@ def test_a_photo_that_takes_too_long(decoders: Decoders) -> None:
 
 def test_a_decoder_that_was_killed_while_idle(decoders: Decoders) -> None:
     """No photo is blamed for it."""
-    decoders.see(GOOD, PREPROCESS).result(30)
     for _ in range(2):
         os.kill(decoders.processes()[0], signal.SIGKILL)
-        assert decoders.see(GOOD, PREPROCESS).result(30).decoded
+        assert decoders.see(GOOD, PREPROCESS).result(60).decoded
     assert deaths == [1, 1]
 
 
@@ -816,7 +846,7 @@ def test_waiting_photos_when_it_stops() -> None:
 def test_more_pixels_than_it_may(decoders: Decoders) -> None:
     """Refused by what the file says of itself."""
     with pytest.raises(ImageError, match="pixels"):
-        decoders.see(encoded("PNG", Image.new("RGB", (1500, 1000))), PREPROCESS).result(30)
+        decoders.see(encoded("PNG", Image.new("RGB", (1500, 1000))), PREPROCESS).result(60)
     assert not deaths
 
 
@@ -873,7 +903,9 @@ def test_stopped_under_load(tmp_path: Path) -> None:
     """What had been sent whole before the signal is answered; what came later is refused before a byte of an answer."""
     found: list[tuple[float, str]] = []
     stop, halves = threading.Event(), []
-    with service(tmp_path, "--queue", 64, stop=False) as one:
+    # on a busy machine it may take the service longer to read what had been sent than it has for that otherwise
+    slower = "import milnet.server.running\nmilnet.server.running._SETTLE = 3.0"
+    with service(tmp_path, "--queue", 64, stop=False, before=slower) as one:
 
         def client(number: int) -> None:
             n = 0
@@ -910,12 +942,12 @@ def test_stopped_under_load(tmp_path: Path) -> None:
         halves[1].sendall(request)  # just before
         children, began = one.children(), time.monotonic()
         one.process.send_signal(signal.SIGTERM)
-        time.sleep(0.6)
+        time.sleep(4)  # the door is closed by then
         halves[0].sendall(request[len(request) - 5 :])  # its headers were there: it may end its body
         assert read_answer(halves[0]).status == 200
         assert read_answer(halves[1]).status == 200
         assert not halves[2].recv(1) and not idle.recv(1)
-        assert one.process.wait(20) == 0
+        assert one.process.wait(45) == 0
         one.ended.append(0)
         stop.set()
         for thread in clients:
@@ -924,7 +956,7 @@ def test_stopped_under_load(tmp_path: Path) -> None:
         assert_gone(children)
         for connection in [*halves, idle]:
             connection.close()
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 45
     before = Counter(what for sent, what in found if sent < began)
     assert set(before) == {"200"} and before["200"] > 30, before
     # afterwards: answered, or closed without a byte of an answer
@@ -941,8 +973,8 @@ def test_stopped_with_a_client_that_does_not_read(tmp_path: Path) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((one.host, one.port))
         connection.sendall(sized(ids, b"POST /v1/explain HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"))
-        until(lambda: ("milnet_requests_total", "route", "/v1/explain", "status", "200") in one.figures(), 20)
-        one.stop(seconds=20)
+        until(lambda: ("milnet_requests_total", "route", "/v1/explain", "status", "200") in one.figures())
+        one.stop(seconds=45)  # the service has 60 for others
         connection.close()
     assert "a client does not read its answer" in one.log()
 
@@ -956,20 +988,21 @@ def test_a_service_that_is_killed_leaves_no_decoder(tmp_path: Path) -> None:
         children = one.children()
         one.process.kill()
         one.ended.append(one.process.wait(10))
-        assert_gone(children, 10)
+        assert_gone(children)
         connection.close()
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """Though a client is still sending."""
-    with service(tmp_path, "--decoders", 1, stop=False) as one, one.connect() as connection:
+    patient = "import milnet.server.uploads as uploads\nuploads._QUIET = uploads._GRACE = 300.0"
+    with service(tmp_path, "--decoders", 1, stop=False, before=patient) as one, one.connect() as connection:
         connection.sendall(POST + JPEG + b"Content-Length: 5000\r\n\r\n" + GOOD[:100])
-        time.sleep(0.2)
+        until(lambda: one.figures()[("milnet_held_bytes",)] > 0)
         children = one.children()
         one.process.send_signal(signal.SIGTERM)
         time.sleep(0.6)
         assert one.process.poll() is None
         one.process.send_signal(signal.SIGINT)
-        assert one.process.wait(5) is not None
+        assert one.process.wait(45) is not None  # it would give the client 60
         one.ended.append(0)
         assert_gone(children)

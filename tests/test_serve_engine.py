@@ -18,7 +18,7 @@ from milnet.errors import ImageError, NumericError
 from milnet.scoring import Scorer, Seen
 from milnet.server import engine as engines
 from milnet.server.decoders import Decoders
-from milnet.server.engine import Engine, Gate, Served
+from milnet.server.engine import WINDOW, Engine, Gate, Served
 from milnet.server.memory import Memory
 
 pytest.importorskip("fastapi")
@@ -42,11 +42,13 @@ def with_engine(
     *,
     others: tuple[Served, ...] = (),
     memory: int = 1 << 26,
+    window: float = WINDOW,
     passed: Callable[[int, float], None] = lambda count, seconds: None,
 ) -> Any:
     async def run() -> Any:
         decoders = Decoders(2, max_bytes=1 << 24, max_pixels=1 << 24)
-        engine = Engine([Served("pocket", scorer), *others], decoders, queue=64, memory=memory, passed=passed)
+        served = [Served("pocket", scorer), *others]
+        engine = Engine(served, decoders, queue=64, memory=memory, window=window, passed=passed)
         await engine.start()
         try:
             return await work(engine)
@@ -88,7 +90,8 @@ def test_batches(scorer: Scorer) -> None:
         same = [picture(4 * seed) for seed in range(1, 25)]
         await asyncio.gather(*(engine.score(served, str(i), photo) for i, photo in enumerate(same)))
 
-    with_engine(scorer, work, passed=lambda count, seconds: sizes.append(count))
+    # a window in which others come however slowly they are decoded; when none is left it is not waited for
+    with_engine(scorer, work, window=30, passed=lambda count, seconds: sizes.append(count))
     assert sum(sizes) == 24
     assert max(sizes) <= scorer.batch
     assert len(sizes) < 16, sizes

@@ -66,7 +66,7 @@ def start(folder: Path, port: int = 0, **variables: str) -> tuple[subprocess.Pop
 def stop(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.communicate(timeout=20)
+        process.communicate(timeout=45)
     finally:
         process.kill()
 
@@ -147,7 +147,7 @@ def open_page(browser: Any, service: str) -> Iterator[Open]:
         contexts.append(context)
         expected.extend(["404 (Not Found)", *allow])  # pools come without pictures
         page = context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(f"{error}\n{error.stack}"))
         home = address or service
@@ -188,7 +188,7 @@ def drop(page: Any, paths: Sequence[Path]) -> None:
     page.evaluate(DROP, [[path.name, kind, text] for path, kind, text in zip(paths, kinds, data, strict=True)])
 
 
-def until(page: Any, expression: str, what: Any = True, seconds: float = 8) -> None:
+def until(page: Any, expression: str, what: Any = True, seconds: float = 60) -> None:
     """Ask the page again and again: its policy does not let Playwright wait inside of it."""
     end = time.monotonic() + seconds
     while (found := page.evaluate(expression)) != what:
@@ -375,13 +375,18 @@ def test_twenty_photos(open_page: Open, service: str, photos: list[Path], tmp_pa
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, **home})
     theirs = {Path(row["photo"]).name: row for row in rows(expected.read_text())}
     ours = rows(saved(page))
+    # shares of the pool's 677 photos: rounding takes a photo over one of them or two
+    apart = {"unlike": 2 / 677, "percentile": 0.3}
     assert list(ours[0]) == list(next(iter(theirs.values())))
     assert [row["photo"] for row in ours] == sorted(theirs, key=lambda name: (-float(theirs[name]["score"]), name))
     for row in ours:
         other = theirs[row["photo"]]
         for key in set(row) - {"photo", "references"}:
             try:
-                assert float(row[key]) == pytest.approx(float(other[key]), abs=1e-5), (row["photo"], key)
+                assert float(row[key]) == pytest.approx(float(other[key]), abs=apart.get(key, 1e-5)), (
+                    row["photo"],
+                    key,
+                )
             except ValueError:
                 assert row[key] == other[key], (row["photo"], key)
         mine, references = json.loads(row["references"]), json.loads(other["references"])

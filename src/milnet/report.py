@@ -22,12 +22,13 @@ import math
 import os
 import re
 from base64 import b64encode
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -248,12 +249,21 @@ def _pictures(paths: Sequence[Path], progress: Progress | None) -> Iterator[str]
 
 
 def _told(function: Callable[[Any], str], items: Sequence[Any], what: str, progress: Progress | None) -> Iterator[str]:
-    """The results of threads, in the order of `items`; `progress` is told."""
+    """The results of threads, in the order of `items`; `progress` is told.
+
+    The threads are ahead of whoever takes the results by two each at most, however slowly these are taken.
+    """
+    left, ahead = iter(items), deque[Future[str]]()
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="milnet-report") as executor:
-        for done, result in enumerate(executor.map(function, items), 1):
-            yield result
-            if progress is not None:
-                progress(done, len(items), what)
+        try:
+            for done in range(1, len(items) + 1):
+                ahead.extend(executor.submit(function, item) for item in islice(left, 2 * _WORKERS - len(ahead)))
+                yield ahead.popleft().result()
+                if progress is not None:
+                    progress(done, len(items), what)
+        finally:
+            for future in ahead:  # nobody will take them
+                future.cancel()
 
 
 def _known_places() -> tuple[dict[str, Path], str]:
