@@ -6,12 +6,11 @@
 `milnet score` runs as a command of its own, from start to end, on the first -n photos of PHOTOS (again and again under
 other names where there are fewer): once in this process with 2 decoding threads and 2 of computing, without its cache;
 once with 2 workers of Ray with 1 processor each; once so with `kill -9` of a worker when a third is done. Rounds run
-through these in turn. Told of each: seconds from start to end; photos a second with the start, and without it (between
-the first finished photos and the last: the slope of what the command tells of its progress); memory, the largest sum
-over the command's processes of the proportional set size, in which shared pages count once. The scores of all are
+through these in turn. Told of each: seconds from start to end; photos a second with the start, and without it (a
+command of the same kind with one photo, measured first, is taken off); memory, the largest sum over the command's
+processes of the proportional set size, in which shared pages count once. The scores of all are
 compared: a difference above 1e-5, a missing or repeated photo is an error. Then the same with 2 workers on each number
-of --photos: the exponent is the slope of log time over log photos by least squares, with the seconds of the start taken
-off (`--start`: those of a command with one photo, measured by default).
+of --photos: the exponent is the slope of log time over log photos by least squares, with the start taken off.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,8 +34,6 @@ from milnet.library import photos_below
 from timing import machine
 
 WAYS = ("one process", "ray", "ray, a worker killed")
-Told = list[tuple[float, int]]  # seconds, photos that were finished
-_TOLD = re.compile(r"photos: ([\d,]+) of ([\d,]+)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,6 @@ class Run:
     """One command."""
 
     seconds: float
-    steady: float | None  # photos a second between the first shards and the last; None where too little was told
     megabytes: float  # proportional, of all its processes together
     processes: int  # at that moment
     killed: int  # workers
@@ -87,10 +82,9 @@ def is_worker(pid: int) -> bool:
         return False
 
 
-def watch(process: subprocess.Popen[bytes], part: Path, count: int, kill: bool) -> tuple[float, int, int, Told]:
-    """Most megabytes, processes then, workers killed, and what was finished when."""
+def watch(process: subprocess.Popen[bytes], part: Path, count: int, kill: bool) -> tuple[float, int, int]:
+    """Most megabytes, processes then, workers killed."""
     most, processes, killed = 0.0, 0, 0
-    seen: Told = []
     looked = 0.0
     while process.poll() is None:
         pids = below(process.pid)
@@ -100,15 +94,12 @@ def watch(process: subprocess.Popen[bytes], part: Path, count: int, kill: bool) 
             if now > most:
                 most, processes = now, len(pids)
         spans = [shard.stem.split("-") for shard in part.glob("*.parquet")]
-        done = sum(int(last) - int(first) for first, last in spans)
-        if done and (not seen or done > seen[-1][1]):
-            seen.append((time.perf_counter(), done))
-        if kill and not killed and done >= count / 3:
+        if kill and not killed and sum(int(last) - int(first) for first, last in spans) >= count / 3:
             for pid in [pid for pid in pids if is_worker(pid)][:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed = 1
         time.sleep(0.2)
-    return most, processes, killed, seen
+    return most, processes, killed
 
 
 def run(folder: Path, way: str, count: int, model: str, output: Path) -> Run:
@@ -118,29 +109,13 @@ def run(folder: Path, way: str, count: int, model: str, output: Path) -> Run:
         how = ["--workers", "ray", "--ray-workers", "2", "--threads", "1"]
     command = [sys.executable, "-m", "milnet", "score", str(folder), "--model", model, "-o", str(output), *how]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    told: Told = []
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
-        reader = threading.Thread(target=_listen, args=(process, told))
-        reader.start()
-        most, processes, killed, seen = watch(process, output.parent / f".{output.name}.part", count, way == WAYS[2])
-        reader.join()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        most, processes, killed = watch(process, output.parent / f".{output.name}.part", count, way == WAYS[2])
     seconds = time.perf_counter() - began
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: ended with {process.returncode}")
-    points = told if way == WAYS[0] else seen
-    steady = None
-    if len(points) > 1 and points[-1][0] - points[0][0] > 1:
-        steady = (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
-    return Run(seconds, steady, most, processes, killed)
-
-
-def _listen(process: subprocess.Popen[bytes], told: Told) -> None:
-    assert process.stderr is not None
-    for line in process.stderr:
-        found = _TOLD.search(line.decode())
-        if found is not None and found[1] != "0":
-            told.append((time.perf_counter(), int(found[1].replace(",", ""))))
+    return Run(seconds, most, processes, killed)
 
 
 def link(photos: list[Path], folder: Path, count: int) -> None:
@@ -186,14 +161,14 @@ def compare(photos: list[Path], count: int, model: str, rounds: int) -> tuple[di
     return found, apart
 
 
-def grow(photos: list[Path], sizes: list[int], model: str) -> list[Run]:
-    """Ray on each number of photos."""
+def grow(photos: list[Path], sizes: list[int], model: str, way: str = WAYS[1]) -> list[Run]:
+    """Ray, or another way, on each number of photos."""
     found = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "photos"
             link(photos, folder, size)
-            found.append(run(folder, WAYS[1], size, model, Path(name) / "scores.csv"))
+            found.append(run(folder, way, size, model, Path(name) / "scores.csv"))
     return found
 
 
@@ -204,21 +179,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-n", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos", default="1000,3000,10000")
-    parser.add_argument("--start", type=float, help="seconds of a command with one photo; measured by default")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
     photos = sorted(photos_below(options.source))
     print(machine(), flush=True)
+    starts = {way: grow(photos, [1], options.model, way)[0].seconds for way in WAYS[:2]}
+    starts[WAYS[2]] = starts[WAYS[1]]
     found, apart = compare(photos, options.n, options.model, options.rounds)
+    print(f"start of one process {starts[WAYS[0]]:.1f} s, of Ray {starts[WAYS[1]]:.1f} s")
     print(f"{options.n} photos, {options.rounds} rounds, medians; largest difference of a score {apart:.1e}")
     print(f"{'':24}{'seconds':>9}{'photos/s':>10}{'without start':>15}{'MB (PSS)':>10}{'processes':>11}{'killed':>8}")
     for way, runs in found.items():
         seconds = statistics.median(one.seconds for one in runs)
-        steady = [one.steady for one in runs if one.steady is not None]
-        shown = f"{statistics.median(steady):.1f}" if steady else "-"
         print(
-            f"{way:24}{seconds:9.1f}{options.n / seconds:10.1f}{shown:>15}"
+            f"{way:24}{seconds:9.1f}{options.n / seconds:10.1f}"
+            f"{options.n / max(seconds - starts[way], 1e-3):15.1f}"
             f"{max(one.megabytes for one in runs):10.0f}{max(one.processes for one in runs):11}"
             f"{sum(one.killed for one in runs):8}",
             flush=True,
@@ -226,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     if apart > 1e-5:
         raise SystemExit("scores differ by more than 1e-5")
     sizes = [int(size) for size in options.photos.split(",")]
-    start = grow(photos, [1], options.model)[0].seconds if options.start is None else options.start
+    start = starts[WAYS[1]]
     runs = grow(photos, sizes, options.model)
     slope = exponent(sizes, [max(one.seconds - start, 1e-3) for one in runs])
     print(f"ray, time against photos: exponent {slope:.2f} (start of {start:.1f} s taken off)")
@@ -236,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = {
             "machine": machine(), "model": options.model, "photos": options.n, "difference": apart,
             "ways": {way: [asdict(one) for one in runs_] for way, runs_ in found.items()},
-            "start": start, "exponent": slope, "sizes": sizes, "growth": [asdict(one) for one in runs],
+            "starts": starts, "exponent": slope, "sizes": sizes, "growth": [asdict(one) for one in runs],
         }  # fmt: skip
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -299,6 +299,37 @@ def test_serving_command(path: None, capsys: Any, tmp_path: Path) -> None:
     assert missed[0] == "8 clients: 0.79 of the photos a second of `milnet score`, expected at least 0.80"
 
 
+@pytest.mark.slow
+def test_pools_command(path: None, capsys: Any, tmp_path: Path) -> None:
+    """Small pools, each way in a process of its own; exact is what the others are compared with."""
+    pytest.importorskip("faiss")
+    small = ["search", "--sizes", "1500,3000", "--queries", "32", "--ones", "2", "--fit-from", "1500"]
+    import_module("pools").main([*small, "--folder", str(tmp_path), "-o", str(tmp_path / "x.json")])
+    found = json.loads((tmp_path / "x.json").read_text())
+    ways = {(row["way"], row["size"]): row for row in found["rows"]}
+    assert set(ways) == {(way, size) for way in ("exact", "flat", "ivf-pq", "hnsw") for size in (1500, 3000)}
+    for (way, _), row in ways.items():
+        assert row["recall4"] > 0.9 and row["judged"] > 0 and row["one"] > 0 and row["build"] >= 0
+        assert way != "flat" or (row["recall4"], row["recall64"], row["moved64"]) == (1, 1, [0, 0])
+        assert way == "exact" or 0 <= row["anonymous"] < row["planned"] + (200 << 20)
+    assert set(found["exponents"]) == {"exact", "flat", "ivf-pq", "hnsw"}
+    assert "failed" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_cluster_command(path: None, test_data: Path, capsys: Any, tmp_path: Path) -> None:
+    """One process, Ray, and Ray with a worker killed: the same scores."""
+    pytest.importorskip("ray")
+    photos, output = test_data / "data" / "oasis" / "images", tmp_path / "x.json"
+    import_module("cluster").main([str(photos), "-n", "96", "--photos", "16,48", "--rounds", "1", "-o", str(output)])
+    found = json.loads(output.read_text())
+    assert found["difference"] <= 1e-5 and found["sizes"] == [16, 48]
+    killed = found["ways"]["ray, a worker killed"][0]
+    assert killed["killed"] == 1 and found["ways"]["one process"][0]["processes"] < killed["processes"]
+    assert all(found["starts"][way] < found["ways"][way][0]["seconds"] for way in found["starts"])
+    assert "largest difference of a score" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["timing", "baselines", "losses", "batches"])
 def test_names_are_free(path: None, name: str) -> None:
     """The scripts import each other by bare names: nothing else may answer to them."""

@@ -8,12 +8,15 @@ import secrets
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars
 import pytest
 import torch
 
@@ -160,17 +163,25 @@ def test_object_storage(cluster: Cluster, photos: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         storage.create_dir("bucket")
         names = sorted(photos.glob("*.jpg"))[:20]
-        for photo in names:
-            with storage.open_output_stream(f"bucket/below/{photo.name}") as stream:
-                stream.write(photo.read_bytes())
-        url = f"s3://a:b@bucket/below?scheme=http&region=us-east-1&endpoint_override={host}:{port}"
+        with tarfile.open(tmp_path / "t.tar", "w") as shard:
+            for photo in names[10:15]:
+                shard.add(photo.resolve(), photo.name)
+        rows = {"path": [photo.name for photo in names[15:]], "image": [photo.read_bytes() for photo in names[15:]]}
+        polars.DataFrame(rows).write_parquet(tmp_path / "p.parquet")
+        shards = [tmp_path / "t.tar", tmp_path / "p.parquet"]
+        for file, folder in [*((name, "below") for name in names[:10]), *((name, "shards") for name in shards)]:
+            with storage.open_output_stream(f"bucket/{folder}/{file.name}") as stream:
+                stream.write(file.read_bytes())
+        place = f"s3://a:b@bucket/%s?scheme=http&region=us-east-1&endpoint_override={host}:{port}"
         scorer = Scorer.load("pocket", workers=1)
-        made = score_all(scorer, find_sources([url]).photos, tmp_path / "part", cluster)
+        found_there = find_sources([place % "below", place % "shards/*"]).photos
+        made = score_all(scorer, found_there, tmp_path / "part", cluster)
     finally:
         server.stop()
     found = {score.photo: score.score for score in made.scores()}
-    whole = score_files(scorer, names)
-    expected = {f"s3://bucket/below/{Path(score.photo).name}": score.score for score in whole.scores}
+    assert [len([name for name in found if part in name]) for part in ("/below/", "t.tar/", "p.parquet/")] == [10, 5, 5]
+    found = {Path(photo).name: score for photo, score in found.items()}
+    expected = {Path(score.photo).name: score.score for score in score_files(scorer, names).scores}
     assert len(found) == 20 and found == pytest.approx(expected, abs=1e-5)
 
 
@@ -213,6 +224,24 @@ def test_a_photo_that_kills_its_worker(cluster: Cluster, photos: Path, tmp_path:
     assert np.array_equal(
         np.load(tmp_path / "made" / "features.npy")[rows], np.load(tmp_path / "good" / "features.npy"), equal_nan=True
     )
+
+
+@slow
+def test_scores_beside_a_photo_that_kills(cluster: Cluster, photos: Path, tmp_path: Path) -> None:
+    """Named in the errors; all others are scored once, in their order."""
+    names = sorted(photos.glob("*.jpg"))[:24]
+    scorer = Scorer.load("pocket", workers=1)
+    whole = {Path(score.photo).name: score.score for score in score_files(scorer, names).scores}
+    for name in names:
+        (tmp_path / name.name).symlink_to(name.resolve())
+    (tmp_path / "deadly.jpg").symlink_to(sorted(photos.glob("*.jpg"))[30].resolve())
+    deadly = Deadly(**{name: getattr(scorer.nodes, name) for name in scorer.nodes.__dataclass_fields__})
+    made = score_all(
+        replace(scorer, nodes=deadly, semantic=deadly), find_sources([tmp_path]).photos, tmp_path / "part", cluster
+    )
+    assert [(Path(failure.photo).name, failure.reason) for failure in made.failures] == [("deadly.jpg", DEADLY)]
+    found = [(Path(score.photo).name, score.score) for score in made.scores()]
+    assert [name for name, _ in found] == sorted(whole) and dict(found) == pytest.approx(whole, abs=1e-5)
 
 
 def boast(size: int, items: Sequence[tuple[int, Item]]) -> bytes:
@@ -378,8 +407,6 @@ def test_an_interrupted_driver(photos: Path, tmp_path: Path) -> None:
 @slow
 def test_a_running_cluster(photos: Path, tmp_path: Path) -> None:
     """Photos named by a table, in tar shards, by a cluster that was there before and stays."""
-    import tarfile
-
     address = "127.0.0.1:26379"
     # A cluster may ask for a token, and does where Ray has made one for this user: this one has its own.
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
