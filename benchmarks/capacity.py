@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -30,12 +31,14 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from milnet.backbones import load_backbone
+from milnet.bulk import score_all, write_folder
 from milnet.extraction import Extractor
 from milnet.images import open_photo
 from milnet.library import find_photos
 from milnet.outputs import write_scores
 from milnet.preprocess import Decoded, Preprocess, decode
 from milnet.scoring import Score, Scorer, Seen
+from milnet.sources import Here, Photos
 from timing import machine
 
 COUNTS = (1_000_000, 100_000_000, 5_000_000_000)
@@ -83,6 +86,23 @@ def written(scores: Sequence[Score], values: Sequence[float], rounds: int) -> di
     return found
 
 
+def driven(scorer: Scorer, files: Sequence[Path], rounds: int) -> list[float]:
+    """Seconds a photo of what one process does for all workers: shards to places, bursts and a folder of Parquet."""
+    photos = Photos()
+    for number in range(5 * len(files)):
+        photos.add_file(f"{number:06}.jpg", str(files[number % len(files)]))
+    with tempfile.TemporaryDirectory() as folder:
+        part, output = Path(folder) / "part", Path(folder) / "scores"
+        score_all(scorer, photos, part, Here())
+
+        def finish() -> None:
+            bulk = score_all(scorer, photos, part, Here())  # every shard is there
+            shutil.rmtree(output, ignore_errors=True)
+            write_folder(output, bulk, [], bulk.chosen())
+
+        return rate(finish, len(photos), rounds)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     found = find_photos([str(options.images)]).photos
@@ -123,6 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if name == "pocket":
             for suffix, (seconds, size) in written(scorer.score(files), scorer.values.tolist(), options.rounds).items():
                 steps[f"write {suffix}"], sizes[f"score in {suffix}"] = seconds, size
+            steps["one process for all workers: shards to a folder"] = driven(scorer, files, options.rounds)
         sizes[f"{name}: features (float16)"] = 2.0 * extractor.backbone.width
     for name, (backbone, preprocess) in OTHERS.items() if options.others else ():
         extractor = Extractor.build(load_backbone(backbone, "random:0"), preprocess, workers=0)
