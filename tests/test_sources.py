@@ -449,7 +449,7 @@ def test_object_storage(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(find_sources(["s3://photos/2021/[0-2].jpg"]).photos) == 3
     with pytest.raises(UsageError, match="s3://photos/2022: there is no such file"):
         find_sources(["s3://photos/2022"])
-    names = ["a b.jpg", "\u00fc#1.jpg", "p%20q.jpg", "what?.jpg", "[x]*.jpg", "\u6771/\u4eac.jpg"]
+    names = ["a b.jpg", "\u00fc#1.jpg", "p%20q.jpg", "what?.jpg", "[x]*.jpg", "a?b=c.jpg", "\u6771/\u4eac.jpg"]
     fill(s3, "names", {name: jpeg(i) for i, name in enumerate(names)})
     photos = find_sources(["s3://names"]).photos
     sources._systems.clear()  # a worker has only the items

@@ -397,7 +397,10 @@ _systems: dict[tuple[str, str, str], tuple[Any, str]] = {}  # by scheme, host wi
 
 
 class _Url(NamedTuple):
-    """A URL, taken apart: names of objects may hold `#`, `%` and `?`, so only `?name=value` at its end is an option."""
+    """A URL, taken apart: names of objects may hold `#`, `%` and `?`, so only `?name=value` at its end is an option.
+
+    A name that itself ends in such a text is followed by `?=`, which is no option.
+    """
 
     scheme: str
     host: str  # with user and password
@@ -411,7 +414,7 @@ class _Url(NamedTuple):
         if not mark or "=" not in options:
             before, options = rest, ""
         host, slash, path = before.partition("/")
-        return _Url(scheme.lower(), host, slash + path, options)
+        return _Url(scheme.lower(), host, slash + path, options if options != "=" else "")
 
 
 def _system(place: str) -> tuple[Any, str, str]:
@@ -461,8 +464,12 @@ def _at_url(place: str) -> list[str]:
         names = [name for name in names if _suffix(name) in SUFFIXES and not _is_hidden(_below(name, path))]
     if not names:
         raise UsageError(f"{shown(place)}: there is no such file, folder of photos or pattern")
-    tail = f"?{url.options}" if url.options else ""
-    return [name if _URL.match(name) else f"{url.scheme}://{url.host}/{_below(name, root)}{tail}" for name in names]
+
+    def found(name: str) -> str:
+        options = url.options or ("=" if "?" in name else "")
+        return f"{url.scheme}://{url.host}/{_below(name, root)}" + (f"?{options}" if options else "")
+
+    return [name if _URL.match(name) else found(name) for name in names]
 
 
 def _below(path: str, folder: str) -> str:
