@@ -11,7 +11,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +235,8 @@ def test_scores_beside_a_photo_that_kills(cluster: Cluster, photos: Path, tmp_pa
         (tmp_path / name.name).symlink_to(name.resolve())
     (tmp_path / "deadly.jpg").symlink_to(sorted(photos.glob("*.jpg"))[30].resolve())
     deadly = Deadly(**{name: getattr(scorer.nodes, name) for name in scorer.nodes.__dataclass_fields__})
-    made = score_all(
-        replace(scorer, nodes=deadly, semantic=deadly), find_sources([tmp_path]).photos, tmp_path / "part", cluster
-    )
+    scorer.nodes = scorer.semantic = deadly
+    made = score_all(scorer, find_sources([tmp_path]).photos, tmp_path / "part", cluster)
     assert [(Path(failure.photo).name, failure.reason) for failure in made.failures] == [("deadly.jpg", DEADLY)]
     found = [(Path(score.photo).name, score.score) for score in made.scores()]
     assert [name for name, _ in found] == sorted(whole) and dict(found) == pytest.approx(whole, abs=1e-5)
