@@ -366,6 +366,15 @@ def test_a_fingerprint_knows_no_secret_and_all_else() -> None:
     assert len({str(one) for one in several}) == len(several)
 
 
+def test_a_fingerprint_asks_each_shard_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table's rows may lie in any order in many shards far away: one question each, not one a photo."""
+    asked: list[str] = []
+    monkeypatch.setattr(sources, "_state", lambda place: asked.append(place) or (1, 1))
+    items = [Item(f"{row}", f"s3://b/{row % 3}.tar", row, 5) for row in range(30)]
+    sources.fingerprint([*items, Item("own", "s3://b/own.jpg")])
+    assert sorted(asked) == ["s3://b/0.tar", "s3://b/1.tar", "s3://b/2.tar"]
+
+
 def test_no_secret_is_shown() -> None:
     place = "s3://key:secret@bucket/a/b.jpg?endpoint_override=http%3A%2F%2Fhere%3A1"
     assert shown(place) == "s3://bucket/a/b.jpg"

@@ -185,9 +185,7 @@ def score_all(
                 temporary.write_bytes(data)
             finished += len(rows)
             progress(finished, len(photos), "photos")
-        return _gather(
-            scorer, identity["photos"]["digest"], tuple(sorted(part.glob("*.parquet"))), len(photos), len(todo)
-        )
+        return _gather(scorer, identity["photos"]["digest"], part, len(photos), len(todo))
 
 
 @contextmanager
@@ -241,8 +239,9 @@ def _claim(part: Path, identity: dict[str, Any]) -> None:
     write_text(names, canonical_json(identity))
 
 
-def _gather(scorer: Scorer, photos: str, shards: tuple[Path, ...], total: int, new: int) -> Bulk:
+def _gather(scorer: Scorer, photos: str, part: Path, total: int, new: int) -> Bulk:
     """What is found out only when all shards are there."""
+    shards = tuple(sorted(part.glob("*.parquet")))
     score, sharpness, taken = np.full((3, total), np.nan)
     times = np.zeros(total, np.int8)
     failures = []
@@ -256,7 +255,7 @@ def _gather(scorer: Scorer, photos: str, shards: tuple[Path, ...], total: int, n
             taken[row] = np.nan if numbers[2] is None else numbers[2]
     if wrong := int((times != 1).sum()):
         raise ArtifactError(
-            f"{shards[0].parent}: expected each of {total:,} photos once, and {wrong:,} are missing or twice: remove it"
+            f"{part}: expected each of {total:,} photos once, and {wrong:,} are missing or twice: remove it"
         )
     starts = np.array([_rows_of(shard)[0] for shard in shards], np.int64)
     group, rank, keep = np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, np.bool_)

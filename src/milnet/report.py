@@ -262,8 +262,7 @@ def _told(function: Callable[[Any], str], items: Sequence[Any], what: str, progr
                 if progress is not None:
                     progress(done, len(items), what)
         finally:
-            for future in ahead:  # nobody will take them
-                future.cancel()
+            executor.shutdown(cancel_futures=True)  # nobody will take them
 
 
 def _known_places() -> tuple[dict[str, Path], str]:

@@ -203,14 +203,14 @@ def fingerprint(items: Iterable[Item]) -> dict[str, Any]:
     photos in the same places.
     """
     count, named, shards = 0, hashlib.sha256(), hashlib.sha256()
-    place, where = "", ""
+    known: dict[str, str] = {}  # shards: the rows of a table may lead from one to the other and back
     for item in items:
         count += 1
-        if item.place != place:
-            place, where = item.place, _object(item.place)
-            if item.start != _WHOLE:
-                with suppress(Exception):  # what cannot be read now fails photo by photo; file systems have own errors
-                    shards.update(f"{where}\t{_state(place)}\n".encode())
+        where = known.get(item.place) or _object(item.place)
+        if item.start != _WHOLE and item.place not in known:
+            known[item.place] = where
+            with suppress(Exception):  # what cannot be read now fails photo by photo; file systems have own errors
+                shards.update(f"{where}\t{_state(item.place)}\n".encode())
         named.update(f"{item.name}\t{where}\t{item.start}\t{item.size}\t{item.column}\n".encode())
     return {"photos": {"count": count, "digest": named.hexdigest()}, "shards": shards.hexdigest()}
 
